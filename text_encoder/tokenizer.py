@@ -1,0 +1,159 @@
+"""CLIP's byte-pair tokenizer on the `tokenizers` library alone."""
+
+import gzip
+import json
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
+
+from text_encoder.tokenizer_files import DamagedFile, Merges, content, read_settings, read_vocabulary, special_tokens
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+MAX_LENGTH = 77  # where a folder names none
+UNLIMITED = 10**6  # transformers writes 1e30 for "no limit"
+
+_DEFAULTS = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class Tokenizer:
+    """Text to CLIP's token ids, as transformers' CLIPTokenizer reads the same folder, id for id.
+
+    Text is NFC-normalised, its white space runs become one blank, it is lower-cased and split into words, digits and
+    punctuation; each is merged from bytes. Special tokens match inside the text: where "!" is the padding token (SD 2,
+    second tokenizer of SDXL), every "!" becomes its id.
+    """
+
+    def __init__(self, vocabulary: dict[str, int], merges: Merges, settings: dict[str, Any]):
+        """`settings` are the entries of a `tokenizer_config.json`, all optional."""
+        roles: dict[str, Any] = {role: settings.get(role) or default for role, default in _DEFAULTS.items()}
+        self._backend = _backend(vocabulary, merges, content(roles["unk_token"]))
+        self._backend.add_tokens(special_tokens({**settings, **roles}))
+        self._roles = {role: content(token) for role, token in roles.items()}
+        self.bos, self.eos, self.pad = (self._id(self._roles[role]) for role in ("bos_token", "eos_token", "pad_token"))
+        self._backend.post_processor = processors.RobertaProcessing(
+            (self._roles["eos_token"], self.eos),
+            (self._roles["bos_token"], self.bos),
+            trim_offsets=False,
+            add_prefix_space=False,
+        )
+        limit = settings.get("model_max_length") or settings.get("max_len") or MAX_LENGTH
+        self.max_length = int(limit) if limit < UNLIMITED else MAX_LENGTH
+        self.comma = self._backend.token_to_id(",</w>")  # None in a vocabulary without commas
+
+    @classmethod
+    def clip(cls, pad: str = END) -> "Tokenizer":
+        """CLIP's own 49,408 tokens, from the package; `pad` is "!" for OpenCLIP's encoders (SD 2, SDXL's second)."""
+        vocabulary, merges = clip_vocabulary()
+        ends = {role: {"content": token, "normalized": True, "special": True} for role, token in _DEFAULTS.items()}
+        return cls(vocabulary, merges, {**ends, "pad_token": pad, "model_max_length": MAX_LENGTH})
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "Tokenizer":
+        """Reads `tokenizer.json`, or `vocab.json` with `merges.txt`; padding and truncation stored there are ignored.
+
+        FileNotFoundError if neither is there, ValueError if a file is damaged or holds another kind of tokenizer.
+        """
+        folder = Path(folder)
+        try:
+            return cls(*read_vocabulary(folder), read_settings(folder))
+        except (OSError, DamagedFile):
+            raise
+        except Exception as error:  # as bare as this from the Rust library
+            raise ValueError(
+                f"the tokenizer files in {folder} do not fit together ({error}); download the folder again"
+            ) from error
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids without start and end, of any number. ValueError for text that no UTF-8 can hold."""
+        try:
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+        except TypeError as error:
+            raise ValueError(f"{text!r} is not text that UTF-8 can hold; remove lone surrogates") from error
+
+    def frame(self, ids: list[int], length: int) -> list[int]:
+        """Start, ids, end, and padding up to `length`."""
+        assert len(ids) <= length - 2, "prompts are cut into chunks that fit"
+        return [self.bos, *ids, self.eos] + [self.pad] * (length - 2 - len(ids))
+
+    def __len__(self) -> int:
+        """One more than the highest id."""
+        return 1 + max(self._backend.get_vocab().values())
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the files from which transformers 5, and 4 with its fast classes, read the same tokenizer."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._backend.save(str(folder / "tokenizer.json"), pretty=False)
+        self._backend.model.save(str(folder))  # vocab.json and merges.txt
+        added = self._backend.get_added_tokens_decoder()
+        config = {
+            "add_prefix_space": False,
+            "added_tokens_decoder": {str(index): _to_json(token) for index, token in sorted(added.items())},
+            "do_lower_case": True,
+            "errors": "replace",
+            "model_max_length": self.max_length,
+            "tokenizer_class": "CLIPTokenizer",
+            **self._roles,
+        }
+        _write_json(folder / "tokenizer_config.json", config)
+        _write_json(folder / "special_tokens_map.json", self._roles)
+
+    def _id(self, token: str) -> int:
+        index = self._backend.token_to_id(token)
+        assert index is not None, f"special token {token!r} was added"
+        return index
+
+
+@cache
+def clip_vocabulary() -> tuple[dict[str, int], Merges]:
+    """CLIP's tokens with their ids, and its merges, from the shipped list (see the LICENSE beside it)."""
+    packed = (files("text_encoder") / "clip_vocabulary" / "merges.txt.gz").read_bytes()
+    merges = [
+        (left, right) for left, right in (line.split(" ") for line in gzip.decompress(packed).decode().splitlines())
+    ]
+    symbols = _byte_symbols()
+    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *(a + b for a, b in merges), START, END]
+    return {token: index for index, token in enumerate(tokens)}, merges
+
+
+def _byte_symbols() -> list[str]:
+    """GPT-2's 256 characters for bytes: printable Latin-1 bytes stand for themselves, the others follow from U+0100."""
+    printable = [chr(byte) for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    return printable + [chr(256 + index) for index in range(256 - len(printable))]
+
+
+def _backend(vocabulary: dict[str, int], merges: Merges, unknown: str) -> Backend:
+    model = BPE(vocabulary, list(merges), unk_token=unknown, end_of_word_suffix="</w>", continuing_subword_prefix="")
+    backend = Backend(model)
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _to_json(token: AddedToken) -> dict[str, Any]:
+    return {
+        "content": token.content,
+        "lstrip": token.lstrip,
+        "normalized": token.normalized,
+        "rstrip": token.rstrip,
+        "single_word": token.single_word,
+        "special": token.special,
+    }
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
