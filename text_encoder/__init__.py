@@ -1,7 +1,18 @@
 """Floor 1: prompts to embeddings. Names load on first use, so that parsing a prompt needs no torch."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from text_encoder.clip import CLIPTextModel as CLIPTextModel
+    from text_encoder.embedding import TextEmbedding as TextEmbedding
+    from text_encoder.embedding import TextEncoder as TextEncoder
+    from text_encoder.encoder import LAST as LAST
+    from text_encoder.encoder import PENULTIMATE as PENULTIMATE
+    from text_encoder.encoder import CLIPTextEncoder as CLIPTextEncoder
+    from text_encoder.encoder import Policy as Policy
+    from text_encoder.pair import PairedTextEncoder as PairedTextEncoder
+    from text_encoder.tokenizer import Tokenizer as Tokenizer
 
 _HOMES = {
     "CLIPTextEncoder": "encoder",

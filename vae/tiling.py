@@ -14,10 +14,10 @@ def tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, units: tupl
     tile: side in latent cells. units: pixels per latent cell in the input and in the output, (8, 1) to encode and
     (1, 8) to decode. x (b, c, h * units[0], w * units[0]) -> (b, d, h * units[1], w * units[1]).
 
-    Where tiles overlap, each pixel goes linearly from the tile on the left to the tile itself, and then from the strip of
-    tiles above to its own: no edge remains, also not where four tiles meet (where diffusers' blend leaves one; along a
-    single row or column of tiles the two are equal). Every tile has normalisation statistics of its own, so the result
-    differs a little from one pass over the whole.
+    Where tiles overlap, each pixel goes linearly from the tile on the left to the tile itself, and then from the strip
+    of tiles above to its own: no edge remains, also not where four tiles meet (where diffusers' blend leaves one; along
+    a single row or column of tiles the two are equal). Every tile has normalisation statistics of its own, so the
+    result differs a little from one pass over the whole.
     """
     overlap = tile // 4
     step, size = (tile - overlap) * units[0], tile * units[0]

@@ -1,0 +1,1 @@
+"""The diffusion process, the composed model, checkpoints and training."""

@@ -1,0 +1,12 @@
+"""Models from and to files. Names load on first use: finding a folder needs no torch."""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {"load_folder": "folder", "resolve": "hub", "save_folder": "save", "weights_hash": "hash"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ldm.checkpoint' has no attribute {name!r}")
+    return getattr(import_module(f"ldm.checkpoint.{_HOMES[name]}"), name)

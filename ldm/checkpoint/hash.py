@@ -1,0 +1,70 @@
+"""The identity of a model: the SHA-256 of its U-Net's weights, as other programs compute it for a file."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from ldm.checkpoint.files import find_weights
+from ldm.checkpoint.hub import require_folder
+from ldm.model import LatentDiffusion
+
+
+@dataclass
+class _Known:
+    """What is known of a U-Net as long as nobody changes it: the files it came from, or the hash once computed."""
+
+    state: int
+    files: tuple[Path, ...] = ()
+    digest: str = ""
+
+
+_known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+
+
+def remember_files(unet: nn.Module, files: Sequence[Path]) -> None:
+    """Notes where a U-Net's weights came from, so that its hash can be computed when somebody asks."""
+    _known[unet] = _Known(_state(unet), tuple(files))
+
+
+def weights_hash(model_or_folder: LatentDiffusion | str | Path, variant: str | None = None) -> str:
+    """SHA-256, in hex, of the U-Net's weight files one after the other in name order.
+
+    For a model whose U-Net was made or changed in memory (trained, LoRA merged), of its state dict instead: names,
+    dtypes, shapes and bytes. Computed once for a model, until its U-Net changes. Raises FileNotFoundError when the
+    files are gone.
+    """
+    if not isinstance(model_or_folder, LatentDiffusion):
+        return _hash_files(find_weights(require_folder(model_or_folder) / "unet", "unet", variant))
+    unet: nn.Module = getattr(model_or_folder.unet, "_orig_mod", model_or_folder.unet)  # inside torch.compile
+    known = _known.get(unet)
+    if known is None or known.state != _state(unet):
+        known = _known[unet] = _Known(_state(unet))
+    known.digest = known.digest or (_hash_files(known.files) if known.files else _hash_state(unet))
+    return known.digest
+
+
+def _state(module: nn.Module) -> int:
+    """Differs after a parameter was written in place or replaced, not after the module was moved or converted."""
+    return hash(tuple((id(p), 0 if p.is_inference() else p._version) for p in module.parameters()))
+
+
+def _hash_files(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            hashlib.file_digest(stream, lambda: digest)
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _hash_state(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

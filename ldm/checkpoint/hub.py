@@ -1,0 +1,129 @@
+"""From what a person typed, a path or a hub id, to a folder on this machine."""
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ldm.checkpoint.files import has_variant, weight_stem
+
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+OTHERS = ("tokenizer", "tokenizer_2", "scheduler")
+
+
+def resolve(
+    path_or_id: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    variant: str | None = None,
+    subfolder: str | None = None,
+) -> Path:
+    """The local folder of a model, `subfolder` included.
+
+    What exists here is taken as it is; only a name such as `org/name` that does not is downloaded, and of that only the
+    configurations, the tokenizers and the safetensors files of the variant (the plain ones of parts without it).
+
+    Raises FileNotFoundError, naming what is nearby, for a path that does not exist, and ValueError when the hub does
+    not answer or does not have it.
+    """
+    local = Path(path_or_id).expanduser()
+    if local.exists():
+        return require_folder(local, subfolder)
+    if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", str(path_or_id)):
+        return require_folder(local, subfolder)
+    options = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+    root = _download(str(path_or_id), variant, f"{subfolder}/" if subfolder else "", options)
+    return require_folder(root, subfolder)
+
+
+def require_folder(path: str | Path, subfolder: str | None = None) -> Path:
+    """The folder that holds `model_index.json`. Raises FileNotFoundError or ValueError saying what is there instead."""
+    folder = Path(path).expanduser() / (subfolder or "")
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a single file; this reads folders in diffusers format (with a model_index.json). Single "
+            "files are not read yet: convert it with diffusers' from_single_file and save_pretrained"
+        )
+    if not folder.exists():
+        raise FileNotFoundError(f"there is no folder {folder}{_nearby(folder)}")
+    if not (folder / "model_index.json").exists():
+        raise ValueError(
+            f"{folder} is not a model folder in diffusers format: it has no model_index.json"
+            f"{_nearby(folder)}{_contents(folder)}"
+        )
+    return folder
+
+
+def _nearby(folder: Path) -> str:
+    """Where a model may have been meant instead: below, above, or under a similar name."""
+    below = sorted(path.parent for path in folder.glob("*/model_index.json"))
+    above = [parent for parent in folder.absolute().parents[:2] if (parent / "model_index.json").exists()]
+    siblings = {path.name: path for path in folder.parent.iterdir()} if folder.parent.is_dir() else {}
+    siblings.pop(folder.name, None)
+    similar = [siblings[name] for name in difflib.get_close_matches(folder.name, siblings, n=3)]
+    if found := [*below, *above] or ([] if folder.exists() else similar):
+        return f"; did you mean {' or '.join(str(path) for path in found[:3])}?"
+    return ""
+
+
+def _contents(folder: Path) -> str:
+    weights = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".ckpt", ".bin"))
+    if not weights:
+        return ""
+    return f"; it holds {weights[0]}: single files and parts of a model are not read; name the whole model"
+
+
+def _download(repo: str, variant: str | None, prefix: str, options: dict[str, Any]) -> Path:
+    """Two steps: what has the variant, then the plain files of the parts that turn out to lack it."""
+    configs = [f"{prefix}model_index.json", *(f"{prefix}{part}/*.json" for part in NETWORKS + OTHERS)]
+    texts = [f"{prefix}{part}/*.txt" for part in OTHERS]
+    weights = [name for part in NETWORKS for name in _patterns(prefix, part, variant)]
+    root = _snapshot(repo, [*configs, *texts, *weights], options)
+    if not variant:
+        return root
+    lacking = [part for part in _listed_networks(root / prefix) if not has_variant(root / prefix / part, part, variant)]
+    if lacking and len(lacking) < len(_listed_networks(root / prefix)):
+        _snapshot(repo, [name for part in lacking for name in _patterns(prefix, part, None)], options)
+    return root
+
+
+def _patterns(prefix: str, part: str, variant: str | None) -> list[str]:
+    stem, shard = f"{prefix}{part}/{weight_stem(part)}", "-?????-of-?????"
+    if variant is None:
+        return [f"{stem}.safetensors", f"{stem}{shard}.safetensors"]
+    return [f"{stem}.{variant}{end}" for end in (".safetensors", f"{shard}.safetensors")] + [
+        f"{stem}{shard}.{variant}.safetensors"
+    ]
+
+
+def _listed_networks(folder: Path) -> list[str]:
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []  # reported by the loader
+    return [part for part in NETWORKS if isinstance(index, dict) and any(index.get(part) or ())]
+
+
+def _snapshot(repo: str, patterns: list[str], options: dict[str, Any]) -> Path:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    revision = f" at revision {options['revision']!r}" if options["revision"] else ""
+    try:
+        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns, **options))
+    except errors.GatedRepoError:
+        problem = "is gated: accept its terms on huggingface.co and pass token=... or run `hf auth login`"
+    except errors.RepositoryNotFoundError:
+        problem = "is not on the hub (or is private: pass token=...)"
+    except errors.RevisionNotFoundError:
+        problem = "has no such revision on the hub"
+    except errors.LocalEntryNotFoundError:
+        problem = "is not in the local cache, and the hub was not reached or not to be asked: connect once, without "
+        problem += "local_files_only and HF_HUB_OFFLINE, or pass the path of a folder"
+    except Exception as error:  # whatever the HTTP library of the day raises
+        problem = f"could not be fetched ({type(error).__name__}: {error})"
+    raise ValueError(f"there is no folder {repo} here, and {repo}{revision} {problem}")

@@ -1,0 +1,186 @@
+"""LatentDiffusion -> a folder in diffusers format that diffusers, transformers 4 and 5, ComfyUI and A1111 read."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from configs import interchange
+from ldm.checkpoint.files import weight_stem
+from ldm.model import LatentDiffusion
+from text_encoder import CLIPTextEncoder, PairedTextEncoder
+
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+# Pipelines that need no more parts than a LatentDiffusion has.
+COMPLETE = {f"StableDiffusion{xl}{task}Pipeline" for xl in ("", "XL") for task in ("", "Img2Img", "Inpaint")} | {
+    "StableDiffusionInstructPix2PixPipeline",
+    "StableDiffusionXLInstructPix2PixPipeline",
+    "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline",
+}
+WRITTEN_FOR = "0.42.1"  # the version of diffusers whose format this is
+
+
+def save_folder(
+    model: LatentDiffusion,
+    path: str | Path,
+    *,
+    variant: str | None = None,
+    max_shard_size: int | str = "10GB",
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a model so that diffusers 0.42 and transformers 4 and 5 load it; returns the folder.
+
+    variant: names the weights `model.fp16.safetensors` and so on.
+    dtype: converts the weights; None keeps every network's own.
+    max_shard_size: bytes, or a text such as "5GB"; larger weights are split into files with an index.
+    overwrite: replaces a folder that already has contents, as a whole.
+
+    The folder appears complete or not at all: it is written beside its place and then renamed. Raises FileExistsError
+    for a folder with contents unless `overwrite`, ValueError for a size or variant that cannot be read.
+    """
+    target, limit = Path(path).expanduser(), parse_size(max_shard_size)
+    if variant is not None and not re.fullmatch(r"[\w-]+", variant):
+        raise ValueError(
+            f"variant {variant!r} is no word; it becomes part of file names, such as model.fp16.safetensors"
+        )
+    if target.exists() and not (target.is_dir() and (overwrite or not any(target.iterdir()))):
+        raise FileExistsError(f"{target} exists already; pass overwrite=True to replace it, or choose another name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
+        new = Path(beside) / "new"
+        _write(model, new, _Writer(variant, limit, dtype))
+        _swap(new, target, Path(beside) / "old")
+    return target
+
+
+def _swap(new: Path, target: Path, old: Path) -> None:
+    """Puts `new` in the place of `target`, or leaves everything as it was."""
+    if not target.exists():
+        os.replace(new, target)
+        return
+    os.replace(target, old)
+    try:
+        os.replace(new, target)
+    except BaseException:
+        os.replace(old, target)
+        raise
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes of a size such as 5_000_000, "10GB" or "512 MiB". Raises ValueError for any other text."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B|)", str(size).strip().upper())
+    if match is None or float(match[1]) == 0:
+        raise ValueError(f"max_shard_size {size!r} is no size; use bytes, or a text such as '5GB' or '512MB'")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def _write(model: LatentDiffusion, folder: Path, writer: "_Writer") -> None:
+    encoders = _text_encoders(model)
+    writer.write(folder / "unet", model.unet, interchange.unet_to_json(model.unet.config))
+    writer.write(folder / "vae", model.autoencoder, interchange.autoencoder_to_json(model.autoencoder.config))
+    for part, encoder in encoders.items():
+        writer.write(folder / part, encoder.model, interchange.text_encoder_to_json(encoder.model.config))
+        encoder.tokenizer.save(folder / part.replace("text_encoder", "tokenizer"))
+    (folder / "scheduler").mkdir()
+    _write_json(folder / "scheduler" / "scheduler_config.json", model.scheduler_config)
+    _write_json(folder / "model_index.json", _model_index(model, encoders))
+
+
+def _text_encoders(model: LatentDiffusion) -> dict[str, CLIPTextEncoder]:
+    """The text encoders by the folder they go to: that of the refiner is SDXL's second."""
+    if isinstance(model.text_encoder, PairedTextEncoder):
+        return {"text_encoder": model.text_encoder.first, "text_encoder_2": model.text_encoder.second}
+    return {"text_encoder_2" if model.family == "sdxl_refiner" else "text_encoder": model.text_encoder}
+
+
+def _model_index(model: LatentDiffusion, encoders: Mapping[str, CLIPTextEncoder]) -> dict[str, Any]:
+    """Which class of which library reads each part; [null, null] for what this model does not have."""
+    parts: dict[str, list[str | None]] = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", model.scheduler_config["_class_name"]],
+    }
+    xl, absent = model.family.startswith("sdxl"), [None, None]
+    for suffix in ("", "_2") if xl else ("",):
+        encoder = encoders.get(f"text_encoder{suffix}")
+        projected = encoder is not None and encoder.model.config.projection_dim is not None
+        name = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
+        parts[f"text_encoder{suffix}"] = ["transformers", name] if encoder else [*absent]
+        parts[f"tokenizer{suffix}"] = ["transformers", "CLIPTokenizer"] if encoder else [*absent]
+    parts |= {name: [*absent] for name in ("feature_extractor", "image_encoder", *(() if xl else ("safety_checker",)))}
+    extra = dict(model.model_index) | ({} if xl else {"requires_safety_checker": False})
+    return extra | {"_class_name": _pipeline_class(model), "_diffusers_version": WRITTEN_FOR} | parts
+
+
+def _pipeline_class(model: LatentDiffusion) -> str:
+    """The pipeline the model came from, where its parts suffice for it, or the plain one of its family."""
+    name = model.model_index.get("_class_name")
+    if name in COMPLETE:
+        return str(name)
+    if model.family == "sdxl_refiner":
+        return "StableDiffusionXLImg2ImgPipeline"
+    task = {8: "InstructPix2Pix", 9: "Inpaint"}.get(model.unet.config.in_channels, "")
+    return f"StableDiffusion{'XL' if model.family == 'sdxl' else ''}{task}Pipeline"
+
+
+@dataclass(frozen=True)
+class _Writer:
+    variant: str | None
+    limit: int
+    dtype: torch.dtype | None
+
+    def write(self, folder: Path, module: nn.Module, config: Mapping[str, Any]) -> None:
+        """One network: its configuration, and its weights in as many files as the limit asks for."""
+        folder.mkdir(parents=True)
+        _write_json(folder / "config.json", {**config, "_diffusers_version": WRITTEN_FOR})
+        stem, dotted = weight_stem(folder.name), f".{self.variant}" if self.variant else ""
+        state = module.state_dict()
+        shards = list(self._shards(state))
+        if len(shards) == 1:
+            self._save(state, shards[0], folder / f"{stem}{dotted}.safetensors")
+            return
+        weight_map: dict[str, str] = {}
+        for number, names in enumerate(shards, start=1):
+            file = f"{stem}{dotted}-{number:05d}-of-{len(shards):05d}.safetensors"
+            self._save(state, names, folder / file)
+            weight_map |= dict.fromkeys(names, file)
+        total = sum(map(self._bytes, state.values()))
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(folder / f"{stem}.safetensors.index{dotted}.json", index)
+
+    def _shards(self, state: Mapping[str, Tensor]) -> Iterator[list[str]]:
+        """Names in order, cut before each tensor that would exceed the limit."""
+        names: list[str] = []
+        size = 0
+        for name, tensor in state.items():
+            if names and size + self._bytes(tensor) > self.limit:
+                yield names
+                names, size = [], 0
+            names.append(name)
+            size += self._bytes(tensor)
+        yield names
+
+    def _bytes(self, tensor: Tensor) -> int:
+        return tensor.numel() * (self.dtype or tensor.dtype).itemsize
+
+    def _save(self, state: Mapping[str, Tensor], names: list[str], file: Path) -> None:
+        tensors = {name: state[name].detach().to("cpu", self.dtype).contiguous() for name in names}
+        save_file(tensors, file, metadata={"format": "pt"})
+        shutil.copymode(file.parent / "config.json", file)  # safetensors lets nobody but the owner read
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(
+        json.dumps(dict(value), indent=2, sort_keys=True, default=lambda array: array.tolist()) + "\n", encoding="utf-8"
+    )

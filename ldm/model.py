@@ -1,0 +1,53 @@
+"""The composed model: the networks of one checkpoint and the process they were trained for. It knows no task."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.conditioning import Conditioning
+from text_encoder import CLIPTextEncoder, PairedTextEncoder
+from unet import UNet
+from vae import AutoencoderKL
+
+
+@dataclass(eq=False)
+class LatentDiffusion:
+    """A latent diffusion model.
+
+    scheduler_config: the checkpoint's `scheduler_config.json`, kept as it came; noise schedule, prediction type and
+        default sampler are read from it (`ldm.diffusion.registry`).
+    family: "sd1", "sd2", "sdxl" or "sdxl_refiner"; it chooses defaults and preview colours, never code.
+    model_index: other entries of the checkpoint's `model_index.json`, such as `force_zeros_for_empty_prompt`.
+    source: the folder or hub id it came from, "" for a model made in memory.
+    """
+
+    autoencoder: AutoencoderKL
+    text_encoder: CLIPTextEncoder | PairedTextEncoder
+    unet: UNet
+    scheduler_config: Mapping[str, Any]
+    family: str = "sd1"
+    model_index: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    def network(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """The U-Net as the denoiser calls it: x (b, c, h, w), t (b,) -> (b, c, h, w)."""
+        return self.unet(x, t, cond.context, mask=cond.mask, vector=cond.vector, guidance=cond.guidance)  # type: ignore[no-any-return]
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Every part with weights, in the order a prompt meets them."""
+        return {"text_encoder": self.text_encoder, "unet": self.unet, "autoencoder": self.autoencoder}
+
+    @property
+    def latent_channels(self) -> int:
+        return self.autoencoder.config.latent_channels
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.unet.parameters()).dtype

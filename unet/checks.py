@@ -1,0 +1,77 @@
+"""What a wrong input is told."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from configs.architecture import UNetConfig
+
+FAMILIES = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 1280: "the SDXL refiner", 2048: "SDXL"}
+INPUTS = {
+    4: "latents alone",
+    5: "latents and a depth map (1)",
+    7: "latents and a small image (3)",
+    8: "latents and the latents of an image to edit (4)",
+    9: "latents, a mask (1) and the latents of the masked image (4)",
+}
+VECTORS = {
+    "text_time": "the pooled text embedding and the sinusoids of the size ids, concatenated",
+    "class_table": "class numbers",
+    "class_timestep": "noise levels",
+    "class_projection": "an image embedding",
+}
+
+Shape = tuple[int | str, ...]  # a letter stands for any size
+
+
+def check_inputs(config: UNetConfig, x: Tensor, t: Tensor, context: Tensor, mask: Tensor | None) -> None:
+    """Raises ValueError if the latents, times, text or mask do not fit each other or the network."""
+    b = len(x)
+    _expect("x", x, (b, config.in_channels, "h", "w"), INPUTS.get(config.in_channels, "latents"))
+    _expect("t", t, (b,), "one time for each latent")
+    _expect("context", context, (b, "n", config.context_dim), _families(config.context_dim, context.shape[-1]))
+    if mask is not None:
+        _expect("mask", mask, tuple(context.shape[:2]), "True where the text may be seen")
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask must be bool, True where the text may be seen, not {mask.dtype}; use mask.bool()")
+
+
+def _families(wanted: int, given: int) -> str:
+    model, text = FAMILIES.get(wanted), FAMILIES.get(given)
+    meaning = f"this U-Net is made for {model}" if model else "the width is its text encoder's"
+    return meaning if text in (None, model) else f"{meaning}, this looks like the text of {text}"
+
+
+def check_conditions(
+    config: UNetConfig, b: int, vector: Tensor | None, guidance: Tensor | None, residuals: Sequence[Tensor] | None
+) -> None:
+    """Raises ValueError if a condition beside the text is missing, superfluous or of the wrong shape."""
+    shape: Shape = (b,) if config.vector in ("class_table", "class_timestep") else (b, config.vector_dim)
+    _expect_if(config.vector != "none", "vector", vector, shape, VECTORS.get(config.vector, ""))
+    _expect_if(config.guidance_dim > 0, "guidance", guidance, (b,), "the guidance weight minus one, for each image")
+    count = len(config.channels) + sum(map(len, config.down_depths)) + 1
+    if residuals is not None and len(residuals) != count:
+        raise ValueError(
+            f"this U-Net takes {count} residuals (for each skip connection, then the middle), not {len(residuals)}; "
+            "use a ControlNet of the same family"
+        )
+
+
+def _expect_if(wanted: bool, name: str, value: Tensor | None, shape: Shape, meaning: str) -> None:
+    if wanted and value is None:
+        raise ValueError(f"this U-Net needs {name}=: {meaning}, of shape {_written(shape)}")
+    if value is not None and not wanted:
+        raise ValueError(f"this U-Net takes no {name}; leave it out")
+    if value is not None:
+        _expect(name, value, shape, meaning)
+
+
+def _expect(name: str, value: Tensor, shape: Shape, meaning: str) -> None:
+    sizes = zip(value.shape, shape, strict=False)
+    if value.ndim != len(shape) or any(want != have for have, want in sizes if isinstance(want, int)):
+        raise ValueError(f"{name} must have shape {_written(shape)}, not {_written(value.shape)}: {meaning}")
+
+
+def _written(shape: Sequence[int | str]) -> str:
+    return f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
