@@ -1,0 +1,79 @@
+"""The command `ldm`. Nothing heavy is imported before a picture is drawn."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from pipelines.cli import parser
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED, CLOSED_OUTPUT = 0, 1, 2, 130, 141  # exit statuses
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line (by default this process's own) and returns the exit status; the errors are printed.
+
+    0 done, 1 failed while running, 2 bad input, 130 interrupted, 141 nobody reads the output any more.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller: keep pictures from being opened under its number
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        _drop_output()
+        return CLOSED_OUTPUT
+    except KeyboardInterrupt:
+        return _complain("interrupted; nothing unfinished was kept", INTERRUPTED)
+    except Exception as error:
+        if "--debug" in arguments:
+            import traceback
+
+            traceback.print_exc()
+        return _complain(*explained(error))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        args = parser.parse(arguments)
+    except SystemExit as stop:  # argparse has printed the help or what is wrong
+        return int(stop.code or DONE)
+    if args.version:
+        from pipelines.cli.doctor import version_line
+
+        print(version_line())
+        return DONE
+    if args.command == "doctor":
+        from pipelines.cli.doctor import doctor
+
+        return doctor(as_json=args.json)
+    from pipelines.cli.generate import generate
+
+    generate(args)
+    return DONE
+
+
+def explained(error: Exception) -> tuple[str, int]:
+    """What to tell the person, and the exit status: ValueError means that what was asked for cannot be done."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, ValueError):
+        return text, BAD_INPUT
+    if isinstance(error, ImportError):
+        return f"a library does not load ({text}); `ldm doctor` shows what is installed", FAILED
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return f"out of memory: try a smaller --size, or --dtype float16 on a GPU ({text.splitlines()[0]})", FAILED
+    if isinstance(error, (OSError, ArithmeticError)):
+        return text, FAILED
+    return f"{type(error).__name__}: {text} (--debug shows where)", FAILED
+
+
+def _complain(text: str, status: int) -> int:
+    print(f"ldm: {text}", file=sys.stderr)
+    return status
+
+
+def _drop_output() -> None:
+    """Points standard output elsewhere, so that Python's own flush at exit has nothing to complain about."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,182 @@
+"""The words of the command line, read with the standard library alone."""
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+T = TypeVar("T", int, float)
+
+COMMANDS = ("generate", "doctor", "help")
+
+DESCRIPTION = """\
+Draws pictures of what you describe, with a Stable Diffusion 1.x, 2.x or SDXL model.
+
+  ldm "a cat holding a banana" --model path/to/model
+  ldm "a cat holding a banana" --model path/to/model --steps 30 --guidance-scale 7.5 --seed 7 --size 512x768 -o out.png
+  ldm a cat holding a banana -m path/to/model --sampler dpmpp_2m --karras --negative "blurry" -n 4 --json
+  echo "a cat holding a banana" | ldm - -m path/to/model -o "cats/{seed}.png"
+"""
+COMMANDS_HELP = """\
+commands (the first word is one only if it names one):
+  generate PROMPT       draw; the word can be left out (`ldm generate doctor` and `ldm -- doctor` draw a doctor)
+  doctor                show versions, devices and where the packages come from
+  help                  show this
+
+Standard output has the paths of the pictures and nothing else. Nothing is ever overwritten.
+Exit status: 0 done, 1 failed while running, 2 bad input, 130 interrupted, 141 output closed.
+"""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The arguments with the command's name; SystemExit after printing help or a usage error."""
+    command = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    if command == "doctor":
+        return _doctor_parser().parse_args(arguments[1:], argparse.Namespace(command="doctor", version=False))
+    parser = _generate_parser()
+    if command == "help" or not arguments:
+        (_doctor_parser() if arguments[1:] == ["doctor"] else parser).print_help()
+        parser.exit()
+    options, words = _split(arguments[1:] if command else arguments)
+    args = parser.parse_intermixed_args(options, argparse.Namespace(command="generate"))
+    args.words += words
+    if not args.words and not args.version:
+        parser.error("there is no prompt: say what to draw")
+    return args
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What comes before and after `--`, behind which every word belongs to the prompt."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:end], arguments[end + 1 :]
+
+
+class Parser(argparse.ArgumentParser):
+    """With errors in one line that say where to look."""
+
+    def error(self, message: str) -> NoReturn:
+        hint = "; a prompt that begins with - goes behind --" if "unrecognized" in message else ""
+        self.exit(2, f"ldm: {message}{hint} (see ldm --help)\n")
+
+
+def _generate_parser() -> Parser:
+    parser = Parser(
+        prog="ldm",
+        usage='ldm "PROMPT" --model PATH [options]\n       ldm doctor',
+        description=DESCRIPTION,
+        epilog=COMMANDS_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("words", nargs="*", metavar="PROMPT", help="what to draw, in words; - reads it from stdin")
+    _add_picture(parser.add_argument_group("the picture"))
+    _add_sampling(parser.add_argument_group("how it is drawn"))
+    _add_output(parser.add_argument_group("output"))
+    return parser
+
+
+def _add_picture(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("-m", "--model", metavar="PATH", help="folder in diffusers format, or a hub id such as org/name")
+    group.add_argument("--negative", dest="negative_prompt", metavar="TEXT", help="what to keep out of the picture")
+    group.add_argument("--size", type=size, metavar="WxH", help="width x height in pixels (default: the model's)")
+    group.add_argument("--seed", type=seed, metavar="N", help="the same seed gives the same picture (default: random)")
+    group.add_argument(
+        "-n", type=positive, default=1, dest="count", metavar="N", help="how many; each has its own seed"
+    )
+
+
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--steps", type=positive, dest="num_inference_steps", metavar="N", help="denoising steps (default: 50)"
+    )
+    group.add_argument(
+        "--guidance-scale", type=finite, metavar="W", help="how closely to follow the prompt; 1 is off (default: 7.5)"
+    )
+    group.add_argument("--sampler", metavar="NAME", help="such as dpmpp_2m, euler_a or ddim (default: the model's)")
+    group.add_argument("--karras", action="store_const", const="karras", dest="grid", help="Karras noise levels")
+    group.add_argument(
+        "--prompt-syntax", choices=("plain", "a1111"), help="a1111 reads (word:1.3), [word] and BREAK (default: plain)"
+    )
+    group.add_argument("--clip-skip", type=natural, metavar="N", help="layers of the text encoder to skip")
+    group.add_argument("--device", metavar="NAME", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
+    group.add_argument("--dtype", metavar="NAME", help="float32, float16 or bfloat16 (default: what suits the device)")
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-o",
+        "--output",
+        type=output,
+        metavar="PATH",
+        help="PNG file, may hold {seed} and {index}, or a folder (default: PROMPT-SEED.png)",
+    )
+    group.add_argument("--json", action="store_true", help="print path, seed and record of each picture as JSON")
+    group.add_argument("-q", "--quiet", action="store_true", help="print nothing but paths and errors")
+    group.add_argument("--no-progress", action="store_true", help="no progress bar (there is one only on a terminal)")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    group.add_argument("--version", action="store_true", help="show versions")
+    group.add_argument("-h", "--help", action="help", help="show this")
+
+
+def _doctor_parser() -> Parser:
+    parser = Parser(
+        prog="ldm doctor",
+        description="Shows versions, devices and where the packages come from. "
+        "Exit status 1 if another distribution shadows one of the packages.",
+        epilog="To draw a doctor: ldm generate doctor",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+# kinds of values; argparse shows the text of ArgumentTypeError
+
+
+def size(text: str) -> tuple[int, int]:
+    """(width, height) from "512x768", both divisible by 8."""
+    match = re.fullmatch(r"(\d{1,6})[xX×](\d{1,6})", text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write width x height, such as 512x768")
+    width, height = int(match[1]), int(match[2])
+    if width % 8 or height % 8 or not width or not height:
+        fit = "x".join(str(max(8, round(side / 8) * 8)) for side in (width, height))
+        raise argparse.ArgumentTypeError(f"{text!r} does not fit: width and height are multiples of 8, such as {fit}")
+    return width, height
+
+
+def seed(text: str) -> int:
+    return _number(text, int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
+
+
+def positive(text: str) -> int:
+    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def natural(text: str) -> int:
+    return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
+
+
+def finite(text: str) -> float:
+    return _number(text, float, math.isfinite, "a number such as 7.5")
+
+
+def _number(text: str, kind: Callable[[str], T], fits: Callable[[T], bool], wanted: str) -> T:
+    try:
+        if fits(value := kind(text)):
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+
+
+def output(text: str) -> Path:
+    """A path for PNG files; other formats cannot carry the record."""
+    path = Path(text).expanduser()
+    if path.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"):
+        raise argparse.ArgumentTypeError(f"pictures are written as PNG: name it {path.with_suffix('.png').name}")
+    return path

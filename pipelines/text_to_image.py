@@ -1,0 +1,157 @@
+"""Text to image: noise, denoised under the guidance of a prompt."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.foreign import ForeignSampling, is_scheduler
+from ldm.diffusion.grid import Grid
+from ldm.diffusion.guidance import weight
+from ldm.diffusion.noise import SeededNoise
+from ldm.diffusion.prediction import prediction_of
+from ldm.diffusion.registry import Sampling
+from ldm.diffusion.schedule import NoiseSchedule
+from ldm.diffusion.schedulers import diffusion_from_scheduler_config
+from ldm.model import LatentDiffusion
+from pipelines.pipeline import Pipeline
+from pipelines.problem import Problem
+from pipelines.prompting import encode
+from pipelines.request import TextToImageRequest
+from pipelines.stream import Stream, takes
+
+DEFAULT_GUIDANCE = {"sdxl": 5.0, "sdxl_refiner": 5.0}  # 7.5 elsewhere, both as in diffusers
+
+
+class TextToImagePipeline(Pipeline):
+    """Draws pictures of prompts with any Stable Diffusion 1.x, 2.x or SDXL model.
+
+        pipe = TextToImagePipeline.from_pretrained("path/to/model")
+        pipe("a cat holding a banana", guidance_scale=7.5, seed=1).images[0].save("cat.png")
+
+    The arguments are those of `TextToImageRequest`; where diffusers has the name, it has the meaning, and the same
+    `generator` gives the same picture.
+    """
+
+    @takes(TextToImageRequest)
+    def __call__(self, request: TextToImageRequest) -> Any:
+        """Draws: a Result with `images` and `records`, or a tuple without `return_dict`.
+
+        Raises ValueError naming the argument that does not fit the model.
+        """
+        result = self.finish(self.start(request, self.prepare(request)))
+        if request.return_dict:
+            return result
+        return (result.images,) if self.model.family.startswith("sdxl") else (result.images, None)
+
+    @takes(TextToImageRequest)
+    def stream(self, request: TextToImageRequest) -> Stream:
+        """The same, step by step: `for step in pipe.stream("a cat"): step.preview()[0].show()`."""
+        return self.start(request, self.prepare(request))
+
+    @torch.no_grad()
+    def prepare(self, request: TextToImageRequest) -> Problem:
+        """Encodes the text, lays out the noise levels and draws the noise."""
+        model, device = self.model, self.device
+        h, w = latent_size(model, request)
+        scale = weight(request.guidance_scale, request.gamma, default=DEFAULT_GUIDANCE.get(model.family, 7.5))
+        # text
+        with self.using("text_encoder"):
+            size = h * model.autoencoder.factor, w * model.autoencoder.factor
+            cond, uncond = encode(model, request, size, scale)
+        # noise levels
+        process = diffusion_from_scheduler_config(model.scheduler_config)
+        sampling = choose_sampling(model.scheduler_config, self.sampler, request)
+        grid = lay_out(sampling, NoiseSchedule(process), request)
+        # start
+        noise = draw(request, (request.batch, model.latent_channels, h, w), device, model.dtype)
+        x = grid.init_scale * given_or_drawn(request, noise).to(device, torch.float32)
+        # solver
+        denoiser = Denoiser(model.network, prediction_of(process), grid.time, dtype=model.dtype)
+        return Problem(
+            x=x,
+            grid=grid,
+            sampling=sampling,
+            noise=noise,
+            denoiser=denoiser,
+            cond=cond.to(device),
+            uncond=None if uncond is None else uncond.to(device),
+            scale=scale,
+            rescale=request.guidance_rescale,
+            interval=request.guidance_interval,
+        )
+
+
+def latent_size(model: LatentDiffusion, request: TextToImageRequest) -> tuple[int, int]:
+    """(h, w) in latent cells, from the request's pixels or the model's default."""
+    config, factor = model.unet.config, model.autoencoder.factor
+    if config.in_channels != model.latent_channels:
+        raise ValueError(
+            f"this U-Net takes {config.in_channels} channels where the autoencoder has {model.latent_channels}: it "
+            "edits or enlarges pictures and cannot draw from text alone; use a text-to-image model"
+        )
+    own = config.sample_size if isinstance(config.sample_size, tuple) else (config.sample_size,) * 2
+    height, width = request.height or own[0] * factor, request.width or own[1] * factor
+    if height % factor or width % factor:
+        fit = (max(factor, round(side / factor) * factor) for side in (width, height))
+        raise ValueError(
+            f"a picture of {width} x {height} pixels does not fit this model: width and height must be multiples of "
+            f"{factor}; the nearest size is {' x '.join(map(str, fit))}"
+        )
+    return height // factor, width // factor
+
+
+def choose_sampling(config: Mapping[str, Any], default: Any, request: TextToImageRequest) -> Sampling | ForeignSampling:
+    """How to sample: as the request says, else as the pipeline's default says, else as the checkpoint says."""
+    wanted = default if request.sampler is None else request.sampler
+    sampling = _sampling(config, config if wanted is None else wanted)
+    if request.grid is not None:
+        if isinstance(sampling, ForeignSampling):
+            raise ValueError("grid= cannot change a scheduler object: name a sampler, or set the grid in the scheduler")
+        sampling = sampling.with_grid(request.grid)
+    return sampling.with_options(eta=request.eta) if request.eta is not None and sampling.accepts("eta") else sampling
+
+
+def _sampling(config: Mapping[str, Any], wanted: Any) -> Sampling | ForeignSampling:
+    if isinstance(wanted, str):
+        return Sampling.from_name(wanted, config)
+    if isinstance(wanted, Mapping):
+        return Sampling.from_scheduler_config(wanted)
+    if is_scheduler(wanted):
+        return ForeignSampling(wanted)
+    raise TypeError(f"sampler is a name, a scheduler_config.json or a scheduler of diffusers, not {wanted!r}")
+
+
+def lay_out(sampling: Sampling | ForeignSampling, schedule: NoiseSchedule, request: TextToImageRequest) -> Grid:
+    """The grid of the request, cut off where `denoising_end` hands over to a refiner."""
+    given = request.timesteps is not None or request.sigmas is not None
+    steps = None if given else request.num_inference_steps
+    grid = sampling.grid(schedule, steps, timesteps=request.timesteps, sigmas=request.sigmas)
+    if request.denoising_end is None:
+        return grid
+    cutoff = round(schedule.train_steps - request.denoising_end * schedule.train_steps)
+    kept = sum(t >= cutoff for t in grid.times)
+    if kept == 0:
+        raise ValueError(f"denoising_end = {request.denoising_end} leaves no step of {grid.steps}: take more steps")
+    return replace(grid, sigmas=grid.sigmas[: kept + 1], times=grid.times[:kept])
+
+
+def draw(
+    request: TextToImageRequest, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype
+) -> SeededNoise:
+    """The request's source of noise. A generator draws in the network's precision, as it does in diffusers."""
+    if request.generator is not None:
+        return SeededNoise(shape, generator=request.generator, device=device, dtype=dtype)
+    return SeededNoise(shape, seeds=request.seeds, device=device)
+
+
+def given_or_drawn(request: TextToImageRequest, noise: SeededNoise) -> Tensor:
+    """The noise that the run starts from, (b, c, h, w)."""
+    if request.latents is None:
+        return noise()
+    if tuple(request.latents.shape) != noise.shape:
+        raise ValueError(f"latents have the shape {tuple(request.latents.shape)}; this request needs {noise.shape}")
+    return request.latents

@@ -1,0 +1,15 @@
+"""What all tests share."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion 1 folder with tiny random networks, as diffusers writes it; draws 64 x 64 pixels."""
+    script = Path(__file__).with_name("make_tiny_model.py")
+    folder = tmp_path_factory.mktemp("tiny_sd") / "model"
+    runpy.run_path(str(script))["make_tiny_model"](folder)
+    return folder

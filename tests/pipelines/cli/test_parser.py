@@ -1,0 +1,101 @@
+"""Words to arguments, without a model."""
+
+import pytest
+
+from pipelines.cli import parser
+
+
+@pytest.mark.parametrize(
+    ("line", "prompt"),
+    [
+        (["a cat holding a banana"], "a cat holding a banana"),
+        (["a", "cat", "holding", "a", "banana"], "a cat holding a banana"),
+        (["a", "cat", "-m", "folder", "holding", "--steps", "3", "a", "banana"], "a cat holding a banana"),
+        (["generate", "train"], "train"),
+        (["--", "train"], "train"),
+        (["generate", "doctor"], "doctor"),
+        (["--", "doctor"], "doctor"),
+        (["generate", "generate"], "generate"),
+        (["the", "doctor"], "the doctor"),
+        (["-m", "folder", "doctor"], "doctor"),
+        (["train"], "train"),
+        (["a", "--", "-5", "degrees", "--steps"], "a -5 degrees --steps"),
+        (["-"], "-"),
+    ],
+)
+def test_words_become_the_prompt(line: list[str], prompt: str) -> None:
+    args = parser.parse(line)
+    assert (args.command, " ".join(args.words)) == ("generate", prompt)
+
+
+def test_every_option_is_read() -> None:
+    line = "a cat -m folder --negative blurry --size 512x768 --seed 7 -n 4 --steps 30 --guidance-scale 7.5"
+    line += " --sampler dpmpp_2m --karras --prompt-syntax a1111 --clip-skip 1 --device cpu --dtype float32 -o out.png"
+    args = vars(parser.parse(line.split()))
+    assert {name: value for name, value in args.items() if value not in (None, False)} == {
+        "command": "generate",
+        "words": ["a", "cat"],
+        "model": "folder",
+        "negative_prompt": "blurry",
+        "size": (512, 768),
+        "seed": 7,
+        "count": 4,
+        "num_inference_steps": 30,
+        "guidance_scale": 7.5,
+        "sampler": "dpmpp_2m",
+        "grid": "karras",
+        "prompt_syntax": "a1111",
+        "clip_skip": 1,
+        "device": "cpu",
+        "dtype": "float32",
+        "output": parser.Path("out.png"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["a", "--size", "500x"], "write width x height, such as 512x768"),
+        (["a", "--size", "513x512"], "multiples of 8, such as 512x512"),
+        (["a", "--size", "0x512"], "multiples of 8, such as 8x512"),
+        (["a", "-n", "0"], "'0' is not a whole number of at least 1"),
+        (["a", "--steps", "0"], "'0' is not a whole number of at least 1"),
+        (["a", "--steps", "3.5"], "'3.5' is not a whole number of at least 1"),
+        (["a", "--seed", "-1"], "'-1' is not a whole number from 0 to 4294967295"),
+        (["a", "--seed", str(2**32)], "from 0 to 4294967295"),
+        (["a", "--guidance-scale", "nan"], "'nan' is not a number such as 7.5"),
+        (["a", "--clip-skip", "-1"], "at least 0"),
+        (["a", "-o", "out.jpg"], "name it out.png"),
+        (["a", "--prompt-syntax", "latex"], "choose from"),
+        (["a", "--stepz", "3"], "a prompt that begins with - goes behind --"),
+        (["a", "--step", "3"], "unrecognized"),  # no abbreviations: they would change meaning as options are added
+        (["generate"], "say what to draw"),
+        (["--json"], "say what to draw"),
+        (["doctor", "who"], "see ldm"),
+    ],
+)
+def test_bad_arguments_get_one_line_and_status_2(
+    line: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parser.parse(line)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert out == ""
+    assert err.splitlines()[-1].startswith("ldm: ")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", [[], ["help"], ["--help"], ["-h"], ["generate", "--help"]])
+def test_help_shows_the_documented_commands(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parser.parse(line)
+    out, err = capsys.readouterr()
+    assert (stop.value.code or 0, err) == (0, "")
+    readme = (parser.Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
+    shell = [line.strip() for line in readme.split("```sh")[1].split("```")[0].splitlines() if line.strip()]
+    assert len(shell) >= 3
+    for command in shell:
+        assert command in out or command == "ldm doctor"
+    assert "  doctor  " in out

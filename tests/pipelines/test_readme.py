@@ -1,0 +1,39 @@
+"""The README's examples, run as they stand on a tiny model."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+SHELL = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_python_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: Callable[[str], Any]) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in PYTHON:
+        exec(block.replace("path/to/model", str(pairs("sd1").folder)), names)
+    assert {path.name for path in tmp_path.iterdir()} == {"cat.png", "preview.png"}
+    assert names["result"].records[0]["seed"] == 7
+
+
+def test_shell_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shlex
+
+    from pipelines.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in SHELL for line in block.strip().splitlines()]
+    assert len(lines) >= 4
+    for line in lines:
+        command, *arguments = shlex.split(line.replace("path/to/model", str(pairs("sd1").folder)))
+        assert command == "ldm"
+        assert main(arguments) == 0, line
+    assert (tmp_path / "out.png").exists()
+    assert len(list(tmp_path.glob("*.png"))) == 1 + 1 + 4
