@@ -8,6 +8,8 @@ memory column is what running costs, not what loading costs.
 """
 
 import argparse
+import ctypes
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +55,12 @@ def random_weights(network: nn.Module, seed: int) -> nn.Module:
     return network.eval()
 
 
+def clip_tokenizer() -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        Tokenizer.clip().save(folder)
+        return transformers.CLIPTokenizer.from_pretrained(folder)
+
+
 def build_theirs() -> Any:
     """diffusers' pipeline at the real configuration, float32."""
     model = presets.SD15
@@ -60,12 +68,11 @@ def build_theirs() -> Any:
         unet = diffusers.UNet2DConditionModel.from_config(unet_to_json(model.unet))
         vae = diffusers.AutoencoderKL.from_config(autoencoder_to_json(model.autoencoder))
     text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**text_encoder_to_json(model.text_encoders[0])))
-    Tokenizer.clip().save(vocabulary := Path("/tmp/ldm-benchmark-vocabulary"))
     pipe = diffusers.StableDiffusionPipeline(
         unet=random_weights(unet, 1),
         vae=random_weights(vae, 2),
         text_encoder=text.eval(),
-        tokenizer=transformers.CLIPTokenizer.from_pretrained(vocabulary),
+        tokenizer=clip_tokenizer(),
         scheduler=diffusers.PNDMScheduler.from_config(SCHEDULER),
         safety_checker=None,
         feature_extractor=None,
@@ -83,7 +90,8 @@ def build_ours(theirs: Any, device: str, dtype: torch.dtype) -> TextToImagePipel
     unet.load_state_dict(theirs.unet.state_dict(), assign=True)
     vae.load_state_dict(theirs.vae.state_dict(), assign=True)
     text.load_state_dict(canonical_keys(theirs.text_encoder.state_dict()), assign=True)
-    parts = LatentDiffusion(vae.eval(), CLIPTextEncoder(Tokenizer.clip(), text.eval()), unet.eval(), SCHEDULER)
+    encoder = CLIPTextEncoder(Tokenizer.clip(), text.eval())
+    parts = LatentDiffusion(vae.eval(), encoder, unet.eval(), SCHEDULER)
     pipe = TextToImagePipeline(parts, device=device, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -95,6 +103,7 @@ def peak(device: str) -> Callable[[], float]:
         torch.cuda.reset_peak_memory_stats()
         start = torch.cuda.memory_allocated()
         return lambda: (torch.cuda.max_memory_allocated() - start) / 1e9
+    ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier runs left free
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark of this process
     before = resident("VmRSS")
     return lambda: (resident("VmHWM") - before) / 1e6

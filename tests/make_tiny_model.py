@@ -1,4 +1,4 @@
-"""Writes a tiny Stable Diffusion model with random weights, made by diffusers: python tests/make_tiny_model.py FOLDER."""
+"""`python tests/make_tiny_model.py FOLDER` writes a tiny Stable Diffusion model with random weights, by diffusers."""
 
 import sys
 from pathlib import Path

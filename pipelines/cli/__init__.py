@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from pipelines.cli import parser
+from pipelines.cli.interrupt import CtrlC
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, CLOSED_OUTPUT = 0, 1, 2, 130, 141  # exit statuses
 
@@ -18,8 +19,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller: keep pictures from being opened under its number
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    with CtrlC() as ctrl_c:
+        return _guarded(arguments, ctrl_c)
+
+
+def _guarded(arguments: list[str], ctrl_c: CtrlC) -> int:
     try:
-        status = _run(arguments)
+        status = _run(arguments, ctrl_c)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -32,10 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
+        if ctrl_c.pressed:  # what an interrupted import raises is another library's choice
+            return _complain("interrupted; nothing unfinished was kept", INTERRUPTED)
         return _complain(*explained(error))
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], ctrl_c: CtrlC) -> int:
     try:
         args = parser.parse(arguments)
     except SystemExit as stop:  # argparse has printed the help or what is wrong
@@ -51,7 +59,8 @@ def _run(arguments: list[str]) -> int:
         return doctor(as_json=args.json)
     from pipelines.cli.generate import generate
 
-    generate(args)
+    generate(args, ctrl_c.check)
+    ctrl_c.check()
     return DONE
 
 

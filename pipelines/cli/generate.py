@@ -3,11 +3,12 @@
 import argparse
 import json
 import logging
+import os
 import secrets
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +20,16 @@ if TYPE_CHECKING:
 REQUEST = ("negative_prompt", "num_inference_steps", "guidance_scale", "sampler", "grid", "prompt_syntax", "clip_skip")
 
 
-def generate(args: argparse.Namespace) -> None:
+def generate(args: argparse.Namespace, check: Callable[[], None]) -> None:
     """Draws what the arguments ask for and prints the paths, or one JSON document also when something goes wrong.
 
+    `check` is called before each picture and raises when none is wanted any more.
     Raises ValueError for what the person can change, other exceptions for what failed on the way.
     """
     done: list[dict[str, Any]] = []
     try:
         with notes(args.quiet):
-            for picture in draw(args):
+            for picture in draw(args, check):
                 done.append(picture)
                 if not args.json:
                     print_path(picture["path"])
@@ -36,21 +38,25 @@ def generate(args: argparse.Namespace) -> None:
             print(json.dumps({"images": done}, indent=2), flush=True)  # ASCII, whatever the locale
 
 
-def draw(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def draw(args: argparse.Namespace, check: Callable[[], None]) -> Iterator[dict[str, Any]]:
     """Path, seed and record of each picture once it is on disk."""
     prompt = read_prompt(args.words)
     first = secrets.randbelow(2**32) if args.seed is None else args.seed
     seeds = [(first + i) % 2**32 for i in range(args.count)]
     options = {name: getattr(args, name) for name in REQUEST if getattr(args, name) is not None}
+    if args.negative_prompt is not None:
+        options["negative_prompt"] = as_utf8(args.negative_prompt)
     if args.size is not None:
         options["width"], options["height"] = args.size
     require_model(args.model)
     places = [place(args.output, prompt, seed, i) for i, seed in enumerate(seeds)]
     require_writable(places[0])
     pipe = load(args)
+    check()
     if args.seed is None and not args.quiet:
         print(f"seed {first}", file=sys.stderr, flush=True)
     for i, (seed, path) in enumerate(zip(seeds, places, strict=True)):
+        check()
         pipe.set_progress_bar_config(disable=not shows_progress(args), desc=f"{i + 1}/{args.count}", leave=False)
         result = pipe(prompt, seed=seed, **options)
         record = result.records[0]
@@ -69,7 +75,15 @@ def read_prompt(words: list[str]) -> str:
             raise ValueError(f"the prompt on standard input is not UTF-8 ({error})") from None
     if not prompt.strip():
         raise ValueError("the prompt is empty: say what to draw")
-    return prompt.strip()
+    return as_utf8(prompt.strip())
+
+
+def as_utf8(text: str) -> str:
+    """Words of the command line, which Python reads as ASCII in the C locale, as what they nearly always are."""
+    try:
+        return text if text.isprintable() else os.fsencode(text).decode()
+    except UnicodeError:
+        return text  # the tokenizer says what is wrong with it
 
 
 def require_model(model: str | None) -> None:
@@ -87,16 +101,16 @@ def place(output: Path | None, prompt: str, seed: int, index: int) -> Path:
     if output is None:
         return Path(name)
     path = filled(output, seed=seed, index=index)
-    return path / name if path.is_dir() else path
+    return path / name if os.path.isdir(path) else path  # Path.is_dir raises for long names
 
 
 def require_writable(path: Path) -> None:
     """Raises ValueError before the work rather than after it, if nothing can be written there. Leaves no trace."""
     folder = path.parent
     try:
-        path.exists()  # complains about names that are too long
         while not folder.exists():
             folder = folder.parent
+        (folder / path.name).exists()  # complains about names that are too long
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T", int, float)
 
@@ -54,7 +54,10 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 class Parser(argparse.ArgumentParser):
-    """With errors in one line that say where to look."""
+    """With errors in one line that say where to look, and help that notices a closed output."""
+
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file)
 
     def error(self, message: str) -> NoReturn:
         hint = "; a prompt that begins with - goes behind --" if "unrecognized" in message else ""

@@ -100,7 +100,7 @@ def midpoint_step(denoise: Denoise, x: Tensor, sigma: float, to: float) -> tuple
     """(x at level `to`, D) by the midpoint rule, the midpoint being that of log sigma; one evaluation if `to` is 0."""
     D = target = denoise(x, sigma)
     if to > 0:
-        middle = sqrt(sigma * to) * (1 + 1e-9)  # not quite a level of the grid: those may come with a rounded time
+        middle = sqrt(sigma * to) * (1 + 1e-12)  # not quite a level of the grid: those may come with a rounded time
         D = denoise(euler_step(x, target, sigma, middle), middle)
         target = target + sigma / middle * (D - target)
     return euler_step(x, target, sigma, to), D

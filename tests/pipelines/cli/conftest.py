@@ -23,7 +23,7 @@ class Ran:
 @pytest.fixture
 def environment() -> dict[str, str]:
     """This process's, with the checkout importable from any folder."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""}
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ SHORT = ("--steps", "2", "--device", "cpu")
 
 @pytest.fixture
 def draw(ldm: Command, tiny_sd_folder: Path) -> Command:
-    return lambda *arguments: ldm(*arguments, "-m", str(tiny_sd_folder), *SHORT)
+    return lambda *arguments: ldm("-m", str(tiny_sd_folder), *SHORT, *arguments)
 
 
 def files(folder: Path) -> list[str]:
@@ -125,6 +125,7 @@ def test_quiet_says_nothing(draw: Command) -> None:
         (["a", "--device", "toaster"], "toaster"),
         (["a", "--dtype", "float7"], "float7"),
         (["a", "-o", "a/" + "n" * 300 + ".png"], "choose another place with -o"),
+        (["a", "-o", "n" * 252 + ".png"], "choose another place with -o"),
         (["a", "-o", "taken/out.png"], "choose another place with -o"),
         (["a \udcff cat"], "UTF-8"),
     ],

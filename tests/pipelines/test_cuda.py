@@ -1,0 +1,95 @@
+"""On a GPU: the pictures of the CPU, half precision that does not overflow, offload, seeds. Run by `pytest -m cuda`."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipelines import TextToImagePipeline
+
+pytestmark = pytest.mark.cuda
+DEVICE = "cuda"
+SMALL: dict[str, Any] = {"num_inference_steps": 4, "height": 72, "width": 104, "output_type": "pt"}
+FAMILIES = ["sd1", "sd2", "sdxl", "sdxl_refiner"]
+
+
+@pytest.fixture(autouse=True)
+def exact_float32() -> Iterator[None]:
+    """Products of float32 in float32: TF32 off, in matrix products and in convolutions."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def load(folder: Any, **options: Any) -> TextToImagePipeline:
+    pipe = TextToImagePipeline.from_pretrained(folder, **options)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe: TextToImagePipeline, **options: Any) -> Tensor:
+    images: Tensor = pipe("a cat holding a banana", **{"seed": 1, **SMALL, **options}).images
+    return images.float().cpu()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("sampler", [None, "euler_a", "DPM++ 2M SDE Karras"])
+def test_cuda_draws_what_the_cpu_draws(pairs: Callable[[str], Any], family: str, sampler: str | None) -> None:
+    folder = pairs(family).folder
+    expected = draw(load(folder, device="cpu"), sampler=sampler)
+    got = draw(load(folder, device=DEVICE, dtype=torch.float32), sampler=sampler)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_is_near_float32(pairs: Callable[[str], Any], family: str) -> None:
+    folder = pairs(family).folder
+    expected = draw(load(folder, device="cpu"))
+    for dtype in (torch.bfloat16, torch.float16):
+        got = draw(load(folder, device=DEVICE, dtype=dtype))
+        assert (got - expected).abs().mean() < 0.05, dtype
+
+
+def test_the_default_is_cuda_in_half_precision(pairs: Callable[[str], Any]) -> None:
+    pipe = load(pairs("sd1").folder)
+    assert pipe.device.type == DEVICE
+    assert pipe.dtype in (torch.bfloat16, torch.float16)
+
+
+def test_a_vae_that_overflows_in_float16_stays_in_float32(pairs: Callable[[str], Any]) -> None:
+    pipe = load(pairs("sdxl").folder, device=DEVICE, dtype=torch.float16)
+    assert {p.dtype for p in pipe.model.autoencoder.parameters()} == {torch.float32}
+    assert {p.dtype for p in pipe.model.unet.parameters()} == {torch.float16}
+    pipe.model.autoencoder.decoder.conv_in.weight.data.mul_(1e5)  # beyond float16, not beyond float32
+    assert draw(pipe).isfinite().all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_offload_draws_the_same_and_leaves_the_gpu(pairs: Callable[[str], Any], family: str) -> None:
+    pipe = load(pairs(family).folder, device=DEVICE)
+    expected = draw(pipe)
+    pipe.enable_model_cpu_offload()
+    torch.testing.assert_close(draw(pipe), expected, rtol=0, atol=1e-5)
+    devices = {p.device.type for network in pipe.model.networks().values() for p in network.parameters()}
+    assert devices == {"cpu"}
+
+
+def test_a_seed_gives_the_same_noise_on_every_device(pairs: Callable[[str], Any]) -> None:
+    noise = []
+    for device in ("cpu", DEVICE):
+        pipe = load(pairs("sd1").folder, device=device, dtype=torch.float32)
+        steps = pipe.stream("a cat", seed=[3, 1], sampler="euler_a", **{**SMALL, "num_images_per_prompt": 2})
+        noise.append(next(iter(steps)).latents.cpu())
+    torch.testing.assert_close(noise[1], noise[0], rtol=0, atol=1e-3)
+
+
+def test_a_batch_equals_its_pictures(pairs: Callable[[str], Any]) -> None:
+    pipe = load(pairs("sd1").folder, device=DEVICE, dtype=torch.float32)
+    batch = draw(pipe, num_images_per_prompt=4, seed=7)
+    for i in range(4):
+        torch.testing.assert_close(draw(pipe, seed=7 + i)[0], batch[i], rtol=0, atol=1e-4)
