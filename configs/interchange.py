@@ -1,7 +1,6 @@
 """Our configurations from and to the `config.json` of diffusers and transformers.
 
-Reading refuses what the networks cannot compute, by name, instead of ignoring it. Writing gives the keys from which
-diffusers 0.42 rebuilds the same network.
+Reading refuses by name what the networks cannot compute. Writing gives the keys from which diffusers rebuilds the same.
 """
 
 from collections.abc import Mapping
@@ -37,7 +36,6 @@ UNET_FIXED: dict[str, Any] = {
     "class_embeddings_concat": False,
     "cross_attention_norm": None,
 }
-AUTOENCODER_FIXED: dict[str, Any] = {"act_fn": "silu"}
 MID_BLOCKS: dict[str | None, Literal["transformer", "resnet", "none"]] = {
     "UNetMidBlock2DCrossAttn": "transformer",
     "UNetMidBlock2D": "resnet",
@@ -181,7 +179,6 @@ def _written_vector(config: UNetConfig) -> dict[str, Any]:
 
 def unet_to_json(config: UNetConfig) -> dict[str, Any]:
     """The `config.json` from which diffusers builds the same U-Net."""
-    mid = {name: block for block, name in MID_BLOCKS.items()}[config.mid]
     return {
         "_class_name": "UNet2DConditionModel",
         "sample_size": config.sample_size,
@@ -190,7 +187,7 @@ def unet_to_json(config: UNetConfig) -> dict[str, Any]:
         "block_out_channels": list(config.channels),
         "down_block_types": _block_types(config.down_depths, "Down"),
         "up_block_types": _block_types(config.up_depths, "Up"),
-        "mid_block_type": mid,
+        "mid_block_type": {name: block for block, name in MID_BLOCKS.items()}[config.mid],
         "layers_per_block": [len(row) for row in config.down_depths],
         **_written_depths(config),
         "attention_head_dim": list(config.heads),
@@ -208,7 +205,7 @@ def unet_to_json(config: UNetConfig) -> dict[str, Any]:
 
 def autoencoder_from_json(json: Json) -> AutoencoderConfig:
     """Reads the `config.json` of an AutoencoderKL. Raises ValueError naming an option that is not implemented."""
-    _refuse_unknown_values(json, AUTOENCODER_FIXED, "autoencoder")
+    _refuse_unknown_values(json, {"act_fn": "silu"}, "autoencoder")
     blocks = {*json.get("down_block_types", ()), *json.get("up_block_types", ())}
     if unknown := blocks - {"DownEncoderBlock2D", "UpDecoderBlock2D"}:
         raise ValueError(f"autoencoder block types {sorted(unknown)} are not supported")
@@ -254,7 +251,7 @@ def autoencoder_to_json(config: AutoencoderConfig) -> dict[str, Any]:
         "latents_std": None if config.latents_std is None else list(config.latents_std),
         "force_upcast": config.force_upcast,
         "sample_size": config.sample_size,
-        **AUTOENCODER_FIXED,
+        "act_fn": "silu",
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.conditioning import Conditioning
+from ldm.conditioning import Conditioning, text_time_vector
 from text_encoder import CLIPTextEncoder, PairedTextEncoder
 from unet import UNet
 from vae import AutoencoderKL
@@ -19,7 +19,8 @@ class LatentDiffusion:
 
     scheduler_config: the checkpoint's `scheduler_config.json`, kept as it came; noise schedule, prediction type and
         default sampler are read from it (`ldm.diffusion.registry`).
-    family: "sd1", "sd2", "sdxl" or "sdxl_refiner"; it chooses defaults and preview colours, never code.
+    family: "sd1", "sd2", "sdxl" or "sdxl_refiner"; it chooses defaults, preview colours and the
+        names of what is saved, and no network asks for it.
     model_index: other entries of the checkpoint's `model_index.json`, such as `force_zeros_for_empty_prompt`.
     source: the folder or hub id it came from, "" for a model made in memory.
     """
@@ -34,7 +35,11 @@ class LatentDiffusion:
 
     def network(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The U-Net as the denoiser calls it: x (b, c, h, w), t (b,) -> (b, c, h, w)."""
-        return self.unet(x, t, cond.context, mask=cond.mask, vector=cond.vector, guidance=cond.guidance)  # type: ignore[no-any-return]
+        vector = cond.vector
+        if vector is not None and cond.sizes is not None:
+            vector = text_time_vector(vector, cond.sizes, self.unet.config.size_dim)
+        out: Tensor = self.unet(x, t, cond.context, mask=cond.mask, vector=vector, guidance=cond.guidance)
+        return out
 
     def networks(self) -> dict[str, nn.Module]:
         """Every part with weights, in the order a prompt meets them."""

@@ -1,27 +1,33 @@
 """A task made ready for a sampler: where it starts, which noise levels it visits, what denoises it."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from ldm.conditioning import Conditioning
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.foreign import ForeignSampling
 from ldm.diffusion.grid import Grid
-from ldm.diffusion.guidance import cfg
+from ldm.diffusion.guidance import Denoise, cfg
 from ldm.diffusion.noise import SeededNoise
 from ldm.diffusion.registry import Sampling
+
+# The conditions as callbacks of diffusers know them; the negative half comes first
+CONDITIONS = {"prompt_embeds": "context", "add_text_embeds": "vector", "add_time_ids": "sizes"}
 
 
 @dataclass(eq=False)
 class Problem:
-    """What is solved: x (b, c, h, w) = init_scale * noise is denoised down the grid under guidance.
+    """What is solved: x (b, c, h, w) = init_scale * noise is denoised down `steps` steps of the grid under guidance.
 
-    Conditioning and weight may be exchanged between steps (callbacks do); the sampler sees only `denoise`.
+    The sampler sees only `denoise`. Conditions and weight may be exchanged between steps, as callbacks do.
     """
 
     x: Tensor
     grid: Grid
+    steps: int
     sampling: Sampling | ForeignSampling
     noise: SeededNoise
     denoiser: Denoiser
@@ -30,12 +36,19 @@ class Problem:
     scale: float
     rescale: float = 0.0
     interval: tuple[float, float] | None = None
+    _guided: Denoise = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.guide(self.scale)
+
+    def guide(self, scale: float) -> None:
+        """Sets the guidance weight, and takes notice of changed conditions."""
+        self.scale = scale
+        self._guided = cfg(self.denoiser, self.cond, self.uncond, scale, rescale=self.rescale, interval=self.interval)
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         """x (b, c, h, w) at noise level sigma -> the guided estimate of x0."""
-        return cfg(self.denoiser, self.cond, self.uncond, self.scale, rescale=self.rescale, interval=self.interval)(
-            x, sigma
-        )
+        return self._guided(x, sigma)
 
     def outside(self, x: Tensor, sigma: float) -> Tensor:
         """The state as diffusers holds it: x / sqrt(1 + sigma^2) for variance-preserving samplers, else x itself."""
@@ -45,17 +58,19 @@ class Problem:
         """The inverse of `outside`."""
         return x * (1 + sigma**2) ** 0.5 if self.grid.variance_preserving else x
 
-    def embeds(self) -> dict[str, Tensor]:
-        """The text as callbacks of diffusers know it: `prompt_embeds` has the negative half in front."""
-        if self.uncond is None:
-            return {"prompt_embeds": self.cond.context}
-        both = self.uncond.cat(self.cond).context
-        return {"prompt_embeds": both, "negative_prompt_embeds": self.uncond.context}
+    def conditions(self) -> dict[str, Tensor | None]:
+        """What there is of CONDITIONS, and `negative_prompt_embeds` (None without guidance)."""
+        halves = [self.cond] if self.uncond is None else [self.uncond, self.cond]
+        values = {name: [getattr(half, part) for half in halves] for name, part in CONDITIONS.items()}
+        there = {name: torch.cat(both) for name, both in values.items() if both[0] is not None}
+        return {**there, "negative_prompt_embeds": None if self.uncond is None else self.uncond.context}
 
-    def exchange_embeds(self, both: Tensor) -> None:
-        """Takes `prompt_embeds` back from a callback; without its negative half, guidance ends."""
-        if len(both) == len(self.cond.context):
+    def exchange(self, conditions: Mapping[str, Tensor]) -> None:
+        """Takes CONDITIONS back; `prompt_embeds` without its negative half ends guidance."""
+        b = len(self.cond.context)
+        if len(conditions.get("prompt_embeds", ())) == b:
             self.uncond = None
-        elif self.uncond is not None:
-            self.uncond = replace(self.uncond, context=both[: len(both) // 2])
-        self.cond = replace(self.cond, context=both[-len(self.cond.context) :])
+        for name, value in conditions.items():
+            self.cond = replace(self.cond, **{CONDITIONS[name]: value[-b:]})
+            if self.uncond is not None and len(value) == 2 * b:
+                self.uncond = replace(self.uncond, **{CONDITIONS[name]: value[:b]})

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.checks import check_choices, check_noise, check_numbers, check_prompts
 from text_encoder.prompt import Syntax
 
 Size = tuple[int, int]
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class TextToImageRequest:
     sampler: a name such as "dpmpp_2m", "DPM++ 2M Karras" or "DPMSolverMultistepScheduler", a `scheduler_config.json` as
         a dictionary, or a scheduler object of diffusers; by default what the checkpoint names.
     grid: "karras", "exponential", "beta" or "ays" noise levels instead of the sampler's own.
-    eta: share of fresh noise in the samplers that have one (DDIM 0, ancestral 1); ignored, as in diffusers, by others.
+    eta: share of fresh noise in DDIM and TCD, 0 to 1; other samplers ignore it, as in diffusers.
     prompt_syntax: "plain", or "a1111" for `(word:1.3)`, `[word]` and BREAK.
     output_type: "pil"; "np" (b, H, W, 3) and "pt" (b, 3, H, W), both in [0, 1]; "latent".
     callback_on_step_end: called as (pipe, step, timestep, tensors) after each step; returns tensors to replace.
@@ -52,7 +52,7 @@ class TextToImageRequest:
     guidance_scale: float | None = None
     negative_prompt: str | list[str] | None = None
     num_images_per_prompt: int = 1
-    eta: float | None = None
+    eta: float = 0.0
     generator: torch.Generator | list[torch.Generator] | None = None
     latents: Tensor | None = None
     prompt_embeds: Tensor | None = None
@@ -63,7 +63,7 @@ class TextToImageRequest:
     return_dict: bool = True
     guidance_rescale: float = 0.0
     clip_skip: int | None = None
-    callback_on_step_end: Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor]] | None = None
+    callback_on_step_end: Callable[[Any, int, float, dict[str, Any]], dict[str, Any]] | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
     prompt_2: str | list[str] | None = None
     negative_prompt_2: str | list[str] | None = None
@@ -86,6 +86,7 @@ class TextToImageRequest:
     def __post_init__(self) -> None:
         check_prompts(self)
         check_numbers(self)
+        check_choices(self)
         check_noise(self)
 
     @property
@@ -96,8 +97,10 @@ class TextToImageRequest:
     @property
     def batch(self) -> int:
         """Pictures in all."""
-        count = len(self.prompts) if self.prompts is not None else len(_given(self.prompt_embeds))
-        return count * self.num_images_per_prompt
+        if self.prompts is not None:
+            return len(self.prompts) * self.num_images_per_prompt
+        assert self.prompt_embeds is not None, "checked before"
+        return len(self.prompt_embeds) * self.num_images_per_prompt
 
     @functools.cached_property
     def seeds(self) -> list[int] | None:
@@ -105,82 +108,6 @@ class TextToImageRequest:
         if self.generator is not None:
             return None
         if isinstance(self.seed, list):
-            return self.seed
-        first = int(torch.randint(2**32, (), dtype=torch.int64)) if self.seed is None else self.seed
+            return [int(seed) for seed in self.seed]
+        first = int(torch.randint(2**32, (), dtype=torch.int64) if self.seed is None else self.seed)
         return [(first + i) % 2**32 for i in range(self.batch)]
-
-
-def _given(embeds: Tensor | None) -> Tensor:
-    assert embeds is not None, "checked by check_prompts"
-    return embeds
-
-
-def check_prompts(request: TextToImageRequest) -> None:
-    """Raises ValueError or TypeError where prompts, their embeddings and their counts do not go together."""
-    if (request.prompt is None) == (request.prompt_embeds is None):
-        raise ValueError("give either a prompt or prompt_embeds, and not both")
-    if not isinstance(request.prompt, (str, list, type(None))):
-        raise TypeError(f"prompt is a text or a list of texts, not {type(request.prompt).__name__}")
-    if isinstance(request.prompt, list) and not request.prompt:
-        raise ValueError("the list of prompts is empty: give at least one")
-    for text in request.prompts or []:
-        if not isinstance(text, str):
-            raise TypeError(f"every prompt is a text, and {text!r} is not")
-    for name in ("negative_prompt", "prompt_2", "negative_prompt_2"):
-        _check_beside_prompt(request, name)
-    _check_embeds(request)
-
-
-def _check_beside_prompt(request: TextToImageRequest, name: str) -> None:
-    other = getattr(request, name)
-    if other is None:
-        return
-    if request.prompt is not None and type(other) is not type(request.prompt):
-        kinds = type(other).__name__, type(request.prompt).__name__
-        raise TypeError(f"{name} is a {kinds[0]} but prompt a {kinds[1]}: give both as texts or both as lists")
-    if isinstance(other, list) and isinstance(request.prompt, list) and len(other) != len(request.prompt):
-        raise ValueError(f"{name} has {len(other)} texts for {len(request.prompt)} prompts: give one for each")
-
-
-def _check_embeds(request: TextToImageRequest) -> None:
-    positive, negative = request.prompt_embeds, request.negative_prompt_embeds
-    if negative is not None and request.negative_prompt is not None:
-        raise ValueError("give either negative_prompt or negative_prompt_embeds, and not both")
-    if positive is not None and negative is not None and positive.shape != negative.shape:
-        shapes = tuple(positive.shape), tuple(negative.shape)
-        raise ValueError(f"prompt_embeds {shapes[0]} and negative_prompt_embeds {shapes[1]} must have the same shape")
-
-
-def check_numbers(request: TextToImageRequest) -> None:
-    """Raises ValueError for numbers out of range, naming the argument."""
-    for name in ("num_inference_steps", "num_images_per_prompt"):
-        value = getattr(request, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is a whole number of at least 1, not {value!r}")
-    for name in ("height", "width"):
-        value = getattr(request, name)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} is a positive number of pixels, not {value!r}")
-    if request.output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type is one of {', '.join(OUTPUT_TYPES)}, not {request.output_type!r}")
-    if request.prompt_syntax not in ("plain", "a1111"):
-        raise ValueError(f'prompt_syntax is "plain" or "a1111", not {request.prompt_syntax!r}')
-    if request.timesteps is not None and request.sigmas is not None:
-        raise ValueError("give either timesteps or sigmas, and not both")
-    if request.denoising_end is not None and not 0 < request.denoising_end < 1:
-        raise ValueError(f"denoising_end is a share of the noise process between 0 and 1, not {request.denoising_end}")
-
-
-def check_noise(request: TextToImageRequest) -> None:
-    """Raises ValueError where seeds, generators or latents do not fit the number of pictures."""
-    if request.seed is not None and request.generator is not None:
-        raise ValueError("give either a seed or a generator, and not both")
-    for name in ("seed", "generator"):
-        value = getattr(request, name)
-        if isinstance(value, list) and len(value) != request.batch:
-            raise ValueError(f"{name} has {len(value)} entries for {request.batch} pictures: give one for each")
-    for seed in request.seed if isinstance(request.seed, list) else [request.seed]:
-        if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
-            raise ValueError(f"a seed is a whole number from 0 to 4294967295, not {seed!r}")
-    if request.latents is not None and not request.latents.isfinite().all():
-        raise ValueError("latents contain NaN or infinity: give finite noise of unit variance, or leave latents out")

@@ -1,7 +1,7 @@
 """What a call gives back: pictures, and with each the record of how it was made."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +37,8 @@ class Result:
         """
         from pipelines.files import filled, write_png
 
+        if not isinstance(self.images, list):
+            raise ValueError('only PIL images can be saved: draw with output_type="pil"')
         named = [(filled(pattern, seed=record["seed"], index=i), record) for i, record in enumerate(self.records)]
         return [write_png(image, record, path) for image, (path, record) in zip(self.images, named, strict=True)]
 
@@ -76,18 +78,16 @@ def versions() -> dict[str, str]:
 def make_records(
     model: "LatentDiffusion", request: "TextToImageRequest", problem: "Problem", device: "torch.device"
 ) -> list[Record]:
-    """How each picture of a request was made, in the order of the pictures."""
+    """How each picture of a request will be made, in the order of the pictures: enough to make it again."""
     from ldm.checkpoint import weights_hash
 
     common: Record = {
-        "sampler": str(problem.sampling),
+        "sampler": request.sampler if isinstance(request.sampler, str) else str(problem.sampling),
         "steps": problem.grid.steps,
         "guidance_scale": problem.scale,
-        "guidance_rescale": request.guidance_rescale,
         "width": problem.x.shape[3] * model.autoencoder.factor,
         "height": problem.x.shape[2] * model.autoencoder.factor,
-        "clip_skip": request.clip_skip,
-        "prompt_syntax": request.prompt_syntax,
+        **_further(request),
         "model": Path(model.source).name if Path(model.source).exists() else model.source,
         "model_hash": weights_hash(model)[:10],
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -95,15 +95,38 @@ def make_records(
         "versions": versions(),
     }
     n = request.num_images_per_prompt
-    texts = {
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
-        "prompt_2": request.prompt_2,
-        "negative_prompt_2": request.negative_prompt_2,
-    }
+    texts = {name: getattr(request, name) for name in TEXTS}
     return [
         {name: text[i // n] if isinstance(text, list) else text for name, text in texts.items()}
         | {"seed": None if request.seeds is None else request.seeds[i]}
         | common
         for i in range(request.batch)
     ]
+
+
+TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
+NOT_IN_RECORDS = {  # recorded under another name, or no property of the picture
+    *(*TEXTS, "seed", "height", "width", "num_inference_steps", "guidance_scale", "gamma", "num_images_per_prompt"),
+    *("output_type", "return_dict", "callback_on_step_end_tensor_inputs"),
+}
+
+
+def _further(request: "TextToImageRequest") -> Record:
+    """Arguments that differ from their defaults, as far as JSON can hold them; of others, that they were given."""
+    changed = {f.name: getattr(request, f.name) for f in fields(request) if f.name not in NOT_IN_RECORDS}
+    defaults = {f.name: f.default for f in fields(request)}
+    changed = {k: v for k, v in changed.items() if v is not None and not _same(v, defaults[k])}
+    if not isinstance(changed.get("sampler"), dict):
+        changed.pop("sampler", None)
+    return {name: _plain(value) for name, value in changed.items()}
+
+
+def _same(value: Any, default: Any) -> bool:
+    return type(value) is type(default) and bool(value == default)
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        return f"({type(value).__name__})"

@@ -1,12 +1,12 @@
 """Text to image: noise, denoised under the guidance of a prompt."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from configs.architecture import DiffusionConfig
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.foreign import ForeignSampling, is_scheduler
 from ldm.diffusion.grid import Grid
@@ -23,6 +23,7 @@ from pipelines.prompting import encode
 from pipelines.request import TextToImageRequest
 from pipelines.stream import Stream, takes
 
+WITH_ETA = ("ddim", "tcd")
 DEFAULT_GUIDANCE = {"sdxl": 5.0, "sdxl_refiner": 5.0}  # 7.5 elsewhere, both as in diffusers
 
 
@@ -40,9 +41,9 @@ class TextToImagePipeline(Pipeline):
     def __call__(self, request: TextToImageRequest) -> Any:
         """Draws: a Result with `images` and `records`, or a tuple without `return_dict`.
 
-        Raises ValueError naming the argument that does not fit the model.
+        Raises ValueError or TypeError naming the argument that does not fit the model.
         """
-        result = self.finish(self.start(request, self.prepare(request)))
+        result = self.finish(self.start(request))
         if request.return_dict:
             return result
         return (result.images,) if self.model.family.startswith("sdxl") else (result.images, None)
@@ -50,7 +51,7 @@ class TextToImagePipeline(Pipeline):
     @takes(TextToImageRequest)
     def stream(self, request: TextToImageRequest) -> Stream:
         """The same, step by step: `for step in pipe.stream("a cat"): step.preview()[0].show()`."""
-        return self.start(request, self.prepare(request))
+        return self.start(request)
 
     @torch.no_grad()
     def prepare(self, request: TextToImageRequest) -> Problem:
@@ -63,20 +64,20 @@ class TextToImagePipeline(Pipeline):
             size = h * model.autoencoder.factor, w * model.autoencoder.factor
             cond, uncond = encode(model, request, size, scale)
         # noise levels
-        process = diffusion_from_scheduler_config(model.scheduler_config)
-        sampling = choose_sampling(model.scheduler_config, self.sampler, request)
-        grid = lay_out(sampling, NoiseSchedule(process), request)
+        wanted = self.sampler if request.sampler is None else request.sampler
+        process = noise_process(model.scheduler_config, wanted)
+        sampling = choose_sampling(model.scheduler_config, wanted, request)
+        grid, steps = lay_out(sampling, NoiseSchedule(process), request)
         # start
         noise = draw(request, (request.batch, model.latent_channels, h, w), device, model.dtype)
         x = grid.init_scale * given_or_drawn(request, noise).to(device, torch.float32)
-        # solver
-        denoiser = Denoiser(model.network, prediction_of(process), grid.time, dtype=model.dtype)
         return Problem(
             x=x,
             grid=grid,
+            steps=steps,
             sampling=sampling,
             noise=noise,
-            denoiser=denoiser,
+            denoiser=Denoiser(model.network, prediction_of(process), grid.time, dtype=model.dtype),
             cond=cond.to(device),
             uncond=None if uncond is None else uncond.to(device),
             scale=scale,
@@ -94,7 +95,7 @@ def latent_size(model: LatentDiffusion, request: TextToImageRequest) -> tuple[in
             "edits or enlarges pictures and cannot draw from text alone; use a text-to-image model"
         )
     own = config.sample_size if isinstance(config.sample_size, tuple) else (config.sample_size,) * 2
-    height, width = request.height or own[0] * factor, request.width or own[1] * factor
+    height, width = int(request.height or own[0] * factor), int(request.width or own[1] * factor)
     if height % factor or width % factor:
         fit = (max(factor, round(side / factor) * factor) for side in (width, height))
         raise ValueError(
@@ -104,15 +105,24 @@ def latent_size(model: LatentDiffusion, request: TextToImageRequest) -> tuple[in
     return height // factor, width // factor
 
 
-def choose_sampling(config: Mapping[str, Any], default: Any, request: TextToImageRequest) -> Sampling | ForeignSampling:
-    """How to sample: as the request says, else as the pipeline's default says, else as the checkpoint says."""
-    wanted = default if request.sampler is None else request.sampler
+def noise_process(config: Mapping[str, Any], wanted: Any) -> DiffusionConfig:
+    """The model's noise process. A scheduler given as file or object changes what it says itself, not by default."""
+    if isinstance(wanted, Mapping) or is_scheduler(wanted):
+        given = wanted if isinstance(wanted, Mapping) else wanted.config
+        defaults = given.get("_use_default_values", ())
+        config = {**config, **{key: value for key, value in given.items() if key not in defaults}}
+    return diffusion_from_scheduler_config(config)
+
+
+def choose_sampling(config: Mapping[str, Any], wanted: Any, request: TextToImageRequest) -> Sampling | ForeignSampling:
+    """The sampler that is wanted, by default the checkpoint's own, with the request's grid and eta."""
     sampling = _sampling(config, config if wanted is None else wanted)
     if request.grid is not None:
         if isinstance(sampling, ForeignSampling):
             raise ValueError("grid= cannot change a scheduler object: name a sampler, or set the grid in the scheduler")
         sampling = sampling.with_grid(request.grid)
-    return sampling.with_options(eta=request.eta) if request.eta is not None and sampling.accepts("eta") else sampling
+    takes_eta = sampling.accepts("eta") if isinstance(sampling, ForeignSampling) else sampling.sampler in WITH_ETA
+    return sampling.with_options(eta=request.eta) if takes_eta else sampling
 
 
 def _sampling(config: Mapping[str, Any], wanted: Any) -> Sampling | ForeignSampling:
@@ -125,18 +135,21 @@ def _sampling(config: Mapping[str, Any], wanted: Any) -> Sampling | ForeignSampl
     raise TypeError(f"sampler is a name, a scheduler_config.json or a scheduler of diffusers, not {wanted!r}")
 
 
-def lay_out(sampling: Sampling | ForeignSampling, schedule: NoiseSchedule, request: TextToImageRequest) -> Grid:
-    """The grid of the request, cut off where `denoising_end` hands over to a refiner."""
+def lay_out(
+    sampling: Sampling | ForeignSampling, schedule: NoiseSchedule, request: TextToImageRequest
+) -> tuple[Grid, int]:
+    """The grid of the request, and how many of its steps to take: `denoising_end` leaves the rest to a refiner."""
     given = request.timesteps is not None or request.sigmas is not None
-    steps = None if given else request.num_inference_steps
+    steps = None if given else int(request.num_inference_steps)
     grid = sampling.grid(schedule, steps, timesteps=request.timesteps, sigmas=request.sigmas)
-    if request.denoising_end is None:
-        return grid
+    if request.denoising_end in (None, 1):
+        return grid, grid.steps
+    assert request.denoising_end is not None
     cutoff = round(schedule.train_steps - request.denoising_end * schedule.train_steps)
     kept = sum(t >= cutoff for t in grid.times)
     if kept == 0:
         raise ValueError(f"denoising_end = {request.denoising_end} leaves no step of {grid.steps}: take more steps")
-    return replace(grid, sigmas=grid.sigmas[: kept + 1], times=grid.times[:kept])
+    return grid, kept
 
 
 def draw(

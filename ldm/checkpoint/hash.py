@@ -20,6 +20,7 @@ class _Known:
 
     state: int
     files: tuple[Path, ...] = ()
+    stamps: tuple[tuple[int, int], ...] = ()
     digest: str = ""
 
 
@@ -28,15 +29,15 @@ _known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
 def remember_files(unet: nn.Module, files: Sequence[Path]) -> None:
     """Notes where a U-Net's weights came from, so that its hash can be computed when somebody asks."""
-    _known[unet] = _Known(_state(unet), tuple(files))
+    _known[unet] = _Known(_state(unet), tuple(files), _stamps(files))
 
 
 def weights_hash(model_or_folder: LatentDiffusion | str | Path, variant: str | None = None) -> str:
     """SHA-256, in hex, of the U-Net's weight files one after the other in name order.
 
-    For a model whose U-Net was made or changed in memory (trained, LoRA merged), of its state dict instead: names,
-    dtypes, shapes and bytes. Computed once for a model, until its U-Net changes. Raises FileNotFoundError when the
-    files are gone.
+    For a model whose U-Net was made or changed in memory (trained, LoRA merged; edits behind `.data` are not seen), or
+    whose files have changed or gone since, of its state dict instead: names, dtypes, shapes and bytes. Computed once
+    for a model, until its U-Net changes.
     """
     if not isinstance(model_or_folder, LatentDiffusion):
         return _hash_files(find_weights(require_folder(model_or_folder) / "unet", "unet", variant))
@@ -44,13 +45,23 @@ def weights_hash(model_or_folder: LatentDiffusion | str | Path, variant: str | N
     known = _known.get(unet)
     if known is None or known.state != _state(unet):
         known = _known[unet] = _Known(_state(unet))
-    known.digest = known.digest or (_hash_files(known.files) if known.files else _hash_state(unet))
+    if not known.digest:
+        same = known.files and _stamps(known.files) == known.stamps
+        known.digest = _hash_files(known.files) if same else _hash_state(unet)
     return known.digest
 
 
 def _state(module: nn.Module) -> int:
     """Differs after a parameter was written in place or replaced, not after the module was moved or converted."""
     return hash(tuple((id(p), 0 if p.is_inference() else p._version) for p in module.parameters()))
+
+
+def _stamps(files: Sequence[Path]) -> tuple[tuple[int, int], ...]:
+    """Size and time of the last change of each file; empty when one is gone."""
+    try:
+        return tuple((stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for file in files))
+    except OSError:
+        return ()
 
 
 def _hash_files(files: Sequence[Path]) -> str:

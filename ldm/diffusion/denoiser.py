@@ -50,11 +50,6 @@ class Denoiser:
         c_skip, c_out, _ = self._coefficients(x, sigma)
         return c_skip * x + c_out * output
 
-    def to_output(self, x: Tensor, sigma: Level, x0: Tensor) -> Tensor:
-        """The output for which `to_x0` gives x0."""
-        c_skip, c_out, _ = self._coefficients(x, sigma)
-        return (x0 - c_skip * x) / c_out
-
     def loss(self, x0: Tensor, noise: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         """Mean squared error of the network's output by example, (b,); sigma is (b,).
 

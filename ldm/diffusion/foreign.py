@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Iterator, Sequence
@@ -49,7 +50,7 @@ class ForeignSampling:
     """
 
     def __init__(self, scheduler: Scheduler, **options: Any) -> None:
-        self.scheduler = scheduler
+        self.scheduler = copy.deepcopy(scheduler)  # it counts its steps: the caller's stays as it is
         self.options = options
         self._request: dict[str, Any] = {}
         self._accepted = frozenset(inspect.signature(scheduler.step).parameters)
@@ -94,7 +95,8 @@ class ForeignSampling:
             raise ValueError(f"{type(self.scheduler).__name__} has no noise schedule of this model's kind")
         levels = [schedule.sigma(t) for t in times]
         start = self._scale(self.scheduler.timesteps[0], levels[0]) * float(self.scheduler.init_noise_sigma)
-        return Grid((*levels, 0.0), tuple(times), start, False, schedule)
+        preserving = self._to_input(self.scheduler.timesteps[0]) == 1
+        return Grid((*levels, 0.0), tuple(times), start, preserving, schedule)
 
     def run(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Iterator[Step]:
         """Sample from the state x (b,c,h,w) float32 at grid.sigmas[0], on a grid of this object."""
@@ -108,7 +110,7 @@ class ForeignSampling:
             sigma = grid.sigmas[i]
             x0 = denoise(x, sigma)
             c_skip, c_out, _ = prediction(sigma)
-            output = (x0 - c_skip * x) / c_out
+            output = ((x0 - c_skip * x) / c_out).to(getattr(noise, "dtype", x.dtype))  # the dtype it draws noise in
             native = scheduler.step(output, t, x / scale, **keywords, return_dict=False)[0]
             scale = self._scale(times[i + 1], grid.sigmas[i + 1]) if i + 1 < len(times) else 1.0
             x = native * scale
@@ -124,8 +126,10 @@ class ForeignSampling:
 
     def _scale(self, t: Tensor, sigma: float) -> float:
         """Our state divided by the scheduler's. The network's input, x / sqrt(1 + sigma^2), is what both agree on."""
-        to_input = float(self.scheduler.scale_model_input(torch.ones((), dtype=torch.float64), t))
-        return math.sqrt(1 + sigma**2) * to_input
+        return math.sqrt(1 + sigma**2) * self._to_input(t)
+
+    def _to_input(self, t: Tensor) -> float:
+        return float(self.scheduler.scale_model_input(torch.ones((), dtype=torch.float64), t))
 
     def _prediction_type(self) -> str | None:
         name = getattr(self.scheduler.config, "prediction_type", None)

@@ -14,6 +14,7 @@ from torch import nn
 from configs import presets
 from configs.architecture import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from configs.interchange import autoencoder_to_json, text_encoder_to_json, unet_to_json
+from pipelines import TextToImagePipeline
 from text_encoder import Tokenizer
 
 VAE = replace(presets.VAE_KL_F8, channels=(16, 16, 16, 16), norm_groups=8, sample_size=64)
@@ -156,5 +157,19 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
         if family not in made:
             made[family] = MAKERS[family](tmp_path_factory.mktemp(family))
         return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def ours(pairs: Callable[[str], Any]) -> Callable[[str], TextToImagePipeline]:
+    """Our pipeline of a family, loaded once from the folder that diffusers wrote."""
+    loaded: dict[str, TextToImagePipeline] = {}
+
+    def get(family: str) -> TextToImagePipeline:
+        if family not in loaded:
+            loaded[family] = TextToImagePipeline.from_pretrained(pairs(family).folder, device="cpu")
+            loaded[family].set_progress_bar_config(disable=True)
+        return loaded[family]
 
     return get

@@ -52,7 +52,7 @@ def test_half_precision_is_near_float32(pairs: Callable[[str], Any], family: str
     expected = draw(load(folder, device="cpu"))
     for dtype in (torch.bfloat16, torch.float16):
         got = draw(load(folder, device=DEVICE, dtype=dtype))
-        assert (got - expected).abs().mean() < 0.05, dtype
+        assert (got - expected).abs().max() < {torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
 
 
 def test_the_default_is_cuda_in_half_precision(pairs: Callable[[str], Any]) -> None:
@@ -77,6 +77,17 @@ def test_offload_draws_the_same_and_leaves_the_gpu(pairs: Callable[[str], Any], 
     torch.testing.assert_close(draw(pipe), expected, rtol=0, atol=1e-5)
     devices = {p.device.type for network in pipe.model.networks().values() for p in network.parameters()}
     assert devices == {"cpu"}
+
+
+def test_offload_never_holds_the_whole_model(pairs: Callable[[str], Any]) -> None:
+    pipe = load(pairs("sdxl").folder, device="cpu", dtype=torch.float32)
+    pipe.enable_model_cpu_offload()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    steps = pipe.stream("a cat", **SMALL)
+    sizes = [sum(p.nbytes for p in network.parameters()) for network in pipe.model.networks().values()]
+    assert torch.cuda.memory_allocated() - before < min(sizes)  # the text encoder has left again
+    assert steps.result.images.isfinite().all()
 
 
 def test_a_seed_gives_the_same_noise_on_every_device(pairs: Callable[[str], Any]) -> None:

@@ -4,7 +4,7 @@ from torch.testing import assert_close
 
 from configs.architecture import DiffusionConfig
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.prediction import PREDICTIONS, edm
+from ldm.diffusion.prediction import PREDICTIONS
 from ldm.diffusion.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule(DiffusionConfig())
@@ -81,15 +81,6 @@ def test_a_float_sigma_and_a_batch_of_it_agree(name):
     several = denoiser(x, torch.full((4,), sigma), 0.3)
     assert torch.equal(network.t, torch.full((4,), 613.0))
     assert_close(one, several, rtol=1e-5, atol=1e-5)
-
-
-def test_to_output_inverts_to_x0():
-    x0, noise, _ = batch(dtype=torch.float64)
-    for prediction in (*PREDICTIONS.values(), edm(1.0)):
-        denoiser = Denoiser(Network(), prediction, SCHEDULE.time)
-        x = x0 + 2.5 * noise
-        output = denoiser.predict(x, 2.5, 0.1)
-        assert_close(denoiser.to_output(x, 2.5, denoiser.to_x0(x, 2.5, output)), output, rtol=1e-12, atol=1e-12)
 
 
 def test_the_network_runs_in_its_own_precision_and_the_result_in_the_states():

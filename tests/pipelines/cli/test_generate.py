@@ -44,7 +44,8 @@ def test_draws_what_the_pipeline_draws(draw: Command, tmp_path: Path, tiny_sd_fo
         num_inference_steps=2,
         guidance_scale=3.0,
         seed=7,
-        sampler="DPM++ 2M Karras",
+        sampler="dpmpp_2m",
+        grid="karras",
         clip_skip=1,
         prompt_syntax="a1111",
     )

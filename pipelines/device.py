@@ -1,0 +1,45 @@
+"""Devices and precisions by name, and their defaults."""
+
+from typing import Any
+
+import torch
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float64": torch.float64,
+}
+
+
+def as_device(device: Any) -> torch.device:
+    """The device asked for, or CUDA where there is one, else the CPU. Raises ValueError for one that is not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f'device is "cpu", "cuda" or "cuda:0", not {device!r}') from None
+    if place.type == "meta" or (place.type == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"there is no {place.type} device to draw on here: use the CPU, or see `ldm doctor`")
+    return place
+
+
+def as_dtype(dtype: Any) -> torch.dtype:
+    """A precision from itself or its name, such as "float16" or "bf16". Raises ValueError for any other."""
+    found = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise ValueError(f'dtype is "float32", "float16" or "bfloat16", not {dtype!r}')
+    assert isinstance(found, torch.dtype)
+    return found
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 or float16 on CUDA, float32 elsewhere."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
