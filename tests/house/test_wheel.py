@@ -12,6 +12,9 @@ DATA = {
     *(f"{package}/py.typed" for package in PACKAGES),
     "text_encoder/clip_vocabulary/LICENSE",
     "text_encoder/clip_vocabulary/merges.txt.gz",
+    "ldm/data/emoji_scenes/atlas/LICENSE",
+    "ldm/data/emoji_scenes/atlas/atlas.json",
+    "ldm/data/emoji_scenes/atlas/atlas.webp",
 }
 
 
@@ -47,7 +50,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     info = f"ldm_pipelines-{project['version']}.dist-info"
     metadata = wheel.read(f"{info}/METADATA").decode()
     assert "Name: ldm-pipelines\n" in metadata
-    assert "License-Expression: Apache-2.0 AND MIT\n" in metadata
+    assert "License-Expression: Apache-2.0 AND MIT AND OFL-1.1\n" in metadata
     assert wheel.read(f"{info}/entry_points.txt").decode().split() == [
         "[console_scripts]",
         "ldm",

@@ -1,0 +1,33 @@
+"""The world of the embedded model: captioned scenes of emoji glyphs with their ground truth, drawn from a seed.
+
+scene = EmojiScenes("train", seed=0)[12]
+scene.caption, scene.objects, render(scene, 128)
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "EmojiScenes": "generator",
+    "HoldOut": "splits",
+    "SPLITS": "splits",
+    "Scene": "scene",
+    "Object": "scene",
+    "Plan": "plan",
+    "Thing": "plan",
+    "Link": "plan",
+    "Background": "plan",
+    "render": "render",
+    "TensorRenderer": "render_tensor",
+    "holds": "geometry",
+    "words": "lexicon",
+    "negatives": "negatives",
+    "NOUNS": "nouns",
+}
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

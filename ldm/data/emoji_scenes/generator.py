@@ -1,0 +1,82 @@
+"""The endless data set: scene i of a seed and split, the same on every machine, in any order."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ldm.data.emoji_scenes import sampling
+from ldm.data.emoji_scenes.grammar import Teller
+from ldm.data.emoji_scenes.keyed import Keyed
+from ldm.data.emoji_scenes.placing import place
+from ldm.data.emoji_scenes.plan import Plan, Thing, combinations_of
+from ldm.data.emoji_scenes.scene import Scene
+from ldm.data.emoji_scenes.splits import SPLITS, HoldOut
+
+DEFAULT = HoldOut()
+_TRIES = 20000
+# Where a split is drawn from only some recipes, so that its combinations are met soon.
+_RECIPES: dict[str, tuple[sampling.Recipe, ...]] = {
+    "counts": (sampling.counted,),
+    "words": (sampling.sign,),
+    "compounds": (sampling.dressed, sampling.beside, sampling.beside),
+    "swaps": (sampling.related("left of"), sampling.related("above")),
+    "crowds": (sampling.crowd,),
+}
+
+
+@dataclass(frozen=True)
+class EmojiScenes:
+    """Scenes of one split; `scenes[i]` for any i >= 0 depends on (seed, split, held, i) alone.
+
+    split: a name of SPLITS; fate: "test", or "validation" for the held-out set to choose models with.
+    In "swaps", scenes 2k and 2k + 1 are one plan with its two nouns exchanged and all other chance the same.
+    Raises ValueError for an unknown split or fate.
+    """
+
+    split: str = "train"
+    seed: int = 0
+    held: HoldOut = DEFAULT
+    fate: str = "test"
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"No split {self.split!r}: use one of {', '.join(SPLITS)}.")
+        if self.fate not in ("test", "validation"):
+            raise ValueError(f"No fate {self.fate!r}: use 'test' or 'validation'.")
+
+    def __getitem__(self, index: int) -> Scene:
+        if index < 0:
+            raise IndexError(f"Scenes are counted from 0 without end; {index} is before the first.")
+        key = (self.seed, self.split, self.fate, index // 2 if self.split == "swaps" else index)
+        plan = self._plan(key)
+        if self.split == "swaps" and index % 2:
+            plan = replace(plan, things=_swapped(plan))
+        fate = self.fate if self.split == "templates" else "train"
+        teller = Teller(key, self.held, fate, loose=self.split == "train")
+        return place(plan, teller.tell(plan), Keyed("layout", *key))
+
+    def _plan(self, key: tuple[object, ...]) -> Plan:
+        draw, fits = Keyed("plan", *key), self._fits()
+        recipes = _RECIPES.get(self.split)
+        for _ in range(_TRIES):
+            plan = sampling.draw_plan(draw, draw.pick(recipes) if recipes else None)
+            if fits(plan):
+                return plan
+        raise ValueError(f"Split {self.split!r} holds nothing out with {self.held}: raise its fraction.")
+
+    def _fits(self) -> Callable[[Plan], bool]:
+        kind = SPLITS[self.split]
+        if self.split == "crowds":
+            return lambda plan: all(
+                part[0] == "compound" or self.held.fate(part) == "train" for part in combinations_of(plan)
+            )
+        if self.split == "swaps":
+            return lambda plan: self.held.allowed(plan) and self.held.allowed(replace(plan, things=_swapped(plan)))
+        if kind in ("", "template"):
+            return self.held.allowed
+        return lambda plan: self.held.shows(plan, kind, self.fate)
+
+
+def _swapped(plan: Plan) -> tuple[Thing, ...]:
+    """The two things with their nouns exchanged; colours and sizes stay in place."""
+    a, b = plan.things
+    return (replace(a, noun=b.noun), replace(b, noun=a.noun))

@@ -1,0 +1,209 @@
+"""Draws plans: which nouns meet in which relation, with which colours, sizes, counts, backgrounds and styles."""
+
+from collections.abc import Callable
+from functools import cache
+
+from ldm.data.emoji_scenes.atlas import glyphs
+from ldm.data.emoji_scenes.backgrounds import tones
+from ldm.data.emoji_scenes.keyed import Keyed
+from ldm.data.emoji_scenes.nouns import NOUNS, UNCOUNTED, with_role
+from ldm.data.emoji_scenes.plan import Background, Link, Plan, Thing
+from ldm.data.emoji_scenes.vocabulary import COLOURS, RGB, SCENES, SIGN_WORDS, SIZES
+
+Recipe = Callable[[Keyed], Plan]
+VARIANTS = 16
+CONTRAST = 70  # least distance of a thing's mean colour from what lies behind it, in levels of 255
+_COLOURS = tuple(COLOURS)
+_SIZES = tuple(name for name in SIZES if name)
+_GROUPED = ("small",)
+_SCENERY = frozenset({"volcano", "mountain", "rainbow", "castle", "house", "ship", "ferris wheel", "globe"})
+
+
+@cache
+def nouns_for(role: str) -> tuple[str, ...]:
+    """Nouns that may stand in a role: a role letter of `nouns.py`, "any", or "countable"."""
+    if role == "any":
+        return tuple(NOUNS)
+    if role == "countable":
+        return tuple(name for name in NOUNS if name not in UNCOUNTED)
+    return with_role(role)
+
+
+def single(draw: Keyed) -> Plan:
+    """One thing."""
+    return Plan((_thing(draw, "any", colour=0.5, sizes=_SIZES),))
+
+
+def counted(draw: Keyed) -> Plan:
+    """Two, three or four of a kind."""
+    return Plan((Thing(draw.pick(nouns_for("countable")), _colour(draw, 0.15), count=2 + draw.pick((0, 1, 2))),))
+
+
+def related(relation: str) -> Recipe:
+    """Two things in a spatial relation: "left of", "above" or "next to"."""
+
+    def recipe(draw: Keyed) -> Plan:
+        a = _thing(draw, "any", colour=0.2, sizes=("tiny", "small", "big"), size=0.2)
+        b = _other(draw, "any", (a,), colour=0.2, sizes=("tiny", "small"), size=0.15)
+        return Plan((a, b), (Link(relation, 0, 1),))
+
+    return recipe
+
+
+def holding(draw: Keyed) -> Plan:
+    """An animal or person with something at its paw."""
+    a = _thing(draw, "a", colour=0.15, sizes=_GROUPED, size=0.15)
+    return Plan((a, _other(draw, "h", (a,), colour=0.2)), (Link("holding", 0, 1),))
+
+
+def wearing(draw: Keyed) -> Plan:
+    """A hat on a head."""
+    a = _thing(draw, "t", colour=0.15, sizes=_GROUPED, size=0.15)
+    return Plan((a, _other(draw, "w", (a,), colour=0.3)), (Link("wearing", 0, 1),))
+
+
+def riding(draw: Keyed) -> Plan:
+    """An animal or person on the back of another, or on a vehicle."""
+    a = _thing(draw, "a", colour=0.15)
+    return Plan((a, _other(draw, "m", (a,), colour=0.15)), (Link("riding", 0, 1),))
+
+
+def on_top(draw: Keyed) -> Plan:
+    """One to four things lying on a flat top."""
+    a = _thing(draw, draw.pick(("any", "h", "h")), colour=0.15)
+    if a.noun not in UNCOUNTED and draw.chance(0.35):
+        a = Thing(a.noun, a.colour, count=2 + draw.pick((0, 1, 2)))
+    return Plan((a, _other(draw, "s", (a,), colour=0.15)), (Link("on top of", 0, 1),))
+
+
+def inside(draw: Keyed) -> Plan:
+    """Something that sticks out of a container."""
+    a = _thing(draw, draw.pick(("any", "h")), colour=0.15)
+    return Plan((a, _other(draw, "c", (a,), colour=0.15)), (Link("inside", 0, 1),))
+
+
+def sign(draw: Keyed) -> Plan:
+    """A sign with a word, alone or held."""
+    board = Thing("sign", word=draw.pick(SIGN_WORDS))
+    if draw.chance(0.5):
+        return Plan((board,))
+    return Plan((_thing(draw, "a", colour=0.15), board), (Link("holding", 0, 1),))
+
+
+def dressed(draw: Keyed) -> Plan:
+    """One that wears a hat and also holds something or rides."""
+    a = _thing(draw, "t", colour=0.1)
+    while "a" not in NOUNS[a.noun].roles:
+        a = _thing(draw, "t", colour=0.1)
+    hat = _other(draw, "w", (a,), colour=0.2)
+    relation, role = draw.pick((("holding", "h"), ("riding", "m")))
+    third = _other(draw, role, (a, hat), colour=0.1)
+    return Plan((a, hat, third), (Link("wearing", 0, 1), Link(relation, 0, 2)))
+
+
+def beside(draw: Keyed) -> Plan:
+    """A holder, wearer or rider, and one more thing left of it, above it or next to it."""
+    group = draw.pick((holding, wearing, riding))(draw)
+    things = tuple(Thing(thing.noun, thing.colour) for thing in group.things)
+    third = _other(draw, "any", things, colour=0.1)
+    sides = ("left of", "above") if group.links[0].relation == "riding" else ("left of", "above", "next to")
+    relation = draw.pick(sides)
+    ends = (0, 2) if draw.chance(0.5) or relation == "next to" else (2, 0)
+    return Plan((*things, third), (*group.links, Link(relation, *ends)))
+
+
+def crowd(draw: Keyed) -> Plan:
+    """Four things: two holders or wearers side by side. Never in the training split."""
+    left, right = draw.pick((holding, wearing))(draw), draw.pick((holding, wearing))(draw)
+    things = tuple(Thing(thing.noun, thing.colour) for thing in (*left.things, *right.things))
+    links = (left.links[0], Link(right.links[0].relation, 2, 3), Link("left of", 0, 2))
+    return Plan(things, links)
+
+
+# Recipe and its share among a hundred scenes.
+RECIPES: tuple[tuple[Recipe, int], ...] = (
+    (single, 18),
+    (counted, 11),
+    (related("left of"), 12),
+    (related("above"), 8),
+    (related("next to"), 7),
+    (holding, 12),
+    (wearing, 7),
+    (riding, 6),
+    (on_top, 6),
+    (inside, 4),
+    (sign, 3),
+    (dressed, 2),
+    (beside, 4),
+)
+_DECK = tuple(recipe for recipe, weight in RECIPES for _ in range(weight))
+
+
+def draw_plan(draw: Keyed, recipe: Recipe | None = None) -> Plan:
+    """A whole plan: the recipe's things (any recipe by its share), then style and background to go with them."""
+    while True:
+        plan = (recipe or draw.pick(_DECK))(draw)
+        if len({thing.noun for thing in plan.things}) == len(plan.things):
+            return _dress(draw, plan)
+
+
+def _dress(draw: Keyed, plan: Plan) -> Plan:
+    style = draw.pick(("flat",) * 11 + ("outline", "pixelated", "grayscale"))
+    background = _background(draw, plan, style)
+    coloured = style in ("flat", "pixelated")
+    things = tuple(
+        Thing(thing.noun, thing.colour if coloured else "", thing.size, thing.count, thing.word)
+        for thing in plan.things
+    )
+    return Plan(things, plan.links, background, style)
+
+
+def _background(draw: Keyed, plan: Plan, style: str) -> Background:
+    """A third unsaid and pale, the rest one colour, a gradient or a place, unless it would hide a thing."""
+    kind, colour, place, variant = draw.unit(), draw.pick(_COLOURS), draw.pick(SCENES), draw.pick(range(VARIANTS))
+    used = {thing.colour for thing in plan.things}
+    tall = any(thing.noun in _SCENERY or thing.size == "huge" for thing in plan.things)
+    if style == "outline" or kind < 0.35:
+        return Background("plain", "", variant)
+    if kind >= 0.7:
+        ground = Background(place, "", variant)
+        hidden = tall
+    else:
+        ground = Background("plain" if kind < 0.52 else "gradient", colour, variant)
+        hidden = style == "grayscale" or colour in used
+    hidden = hidden or any(_lost(_tone(thing), tone) for thing in plan.things for tone in tones(ground))
+    return Background("plain", "", variant) if hidden else ground
+
+
+def _tone(thing: Thing) -> RGB:
+    """A thing's mean colour, or the middle of what it is coloured with."""
+    if not thing.colour:
+        return glyphs()[thing.noun].mean
+    r, g, b = ((dark + light) // 2 for dark, light in zip(*COLOURS[thing.colour], strict=True))
+    return (r, g, b)
+
+
+def _lost(thing: RGB, ground: RGB) -> bool:
+    """Whether a thing of one colour is hard to see on the other."""
+    return sum((a - b) ** 2 for a, b in zip(thing, ground, strict=True)) < CONTRAST**2
+
+
+def _thing(draw: Keyed, role: str, *, colour: float, sizes: tuple[str, ...] = (), size: float = 0.35) -> Thing:
+    noun, said = draw.pick(nouns_for(role)), _colour(draw, colour)
+    return Thing(noun, said, draw.pick(sizes) if sizes and draw.chance(size) else "")
+
+
+def _other(
+    draw: Keyed, role: str, others: tuple[Thing, ...], *, colour: float, sizes: tuple[str, ...] = (), size: float = 0.0
+) -> Thing:
+    """A thing of another noun than the others."""
+    while True:
+        thing = _thing(draw, role, colour=colour, sizes=sizes, size=size)
+        if all(thing.noun != other.noun for other in others):
+            return thing
+
+
+def _colour(draw: Keyed, probability: float) -> str:
+    """A colour is drawn even where it is not used: what follows then does not depend on it."""
+    colour = draw.pick(_COLOURS)
+    return colour if draw.chance(probability) else ""
