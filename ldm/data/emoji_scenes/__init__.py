@@ -17,11 +17,11 @@ _HOMES = {
     "Thing": "plan",
     "Link": "plan",
     "Background": "plan",
-    "render": "render",
+    "render": "rendering",
     "TensorRenderer": "render_tensor",
     "holds": "geometry",
     "words": "lexicon",
-    "negatives": "negatives",
+    "negatives": "near_misses",
     "NOUNS": "nouns",
 }
 __all__ = [*_HOMES]

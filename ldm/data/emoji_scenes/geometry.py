@@ -30,13 +30,13 @@ def left_of(a: Box, b: Box) -> bool:
 
 
 def above(a: Box, b: Box) -> bool:
-    """a ends (to a fifth of its height) before b begins, and they stand apart more up and down than across."""
+    """a ends before b begins, and they stand apart more up and down than across."""
     (ax, ay), (bx, by) = middle(a), middle(b)
-    return a[3] - 0.25 * (a[3] - a[1]) <= b[1] + 0.25 * (b[3] - b[1]) and abs(ax - bx) <= 0.6 * (by - ay)
+    return a[3] <= b[1] and abs(ax - bx) <= 0.6 * (by - ay)
 
 
 def next_to(a: Box, b: Box) -> bool:
-    """Side by side: a gap of at most an eighth of the picture, standing on one ground."""
+    """Side by side on one ground: a gap of at most an eighth of the picture, less than "left of" is drawn with."""
     gap = max(a[0], b[0]) - min(a[2], b[2])
     return -0.01 <= gap <= 0.125 and abs(a[3] - b[3]) <= 0.06
 
@@ -55,9 +55,10 @@ def wearing(a: Box, b: Box) -> bool:
 
 
 def riding(a: Box, b: Box) -> bool:
-    """a's lower end is in b's upper three quarters, the rest of a above it, its middle above a part of b."""
+    """b is the larger; a's lower end is in its height, the rest of a above it, a's middle over a part of it."""
     (ax, ay), (_, by), height = middle(a), middle(b), b[3] - b[1]
-    return ay < by and b[1] <= a[3] <= b[1] + 0.85 * height and b[0] <= ax <= b[2] and overlap(a, b) > 0
+    larger = max(height, b[2] - b[0]) >= max(a[3] - a[1], a[2] - a[0])
+    return larger and ay < by and b[1] <= a[3] <= b[1] + 0.85 * height and b[0] <= ax <= b[2] and overlap(a, b) > 0
 
 
 def on_top_of(a: Box, b: Box) -> bool:

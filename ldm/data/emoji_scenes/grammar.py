@@ -23,6 +23,7 @@ class Teller:
         """key: chooses the words; loose: now and then leave out articles, the background or all but the nouns."""
         self.key, self.held, self.fate = key, held, fate
         self.draw = draw = Keyed("caption", *key)
+        self.plurals: set[str] = set()  # the noun phrases told so far that go with "are"
         self.terse = loose and draw.chance(0.08)
         self.list = loose and draw.chance(0.03)
         self.silent = loose and draw.chance(0.08)
@@ -31,8 +32,9 @@ class Teller:
         """The caption of a plan, lower case but for the word on a sign."""
         if self.list:
             return ", ".join(self._name(thing) for thing in plan.things)
-        text = self._place(plan, self._scene(plan))
-        return self._frame(plan).replace("{x}", text).replace("{is}", _verb(plan))
+        frame, text = self._frame(plan), self._scene(plan)
+        verb = "are" if text.startswith(tuple(self.plurals)) else "is"
+        return frame.replace("{x}", self._place(plan, text, frame)).replace("{is}", verb)
 
     def _pick(self, kind: str, key: str, options: tuple[str, ...]) -> str:
         return self.draw.pick(_told(self.held, self.fate, kind, key, options))
@@ -42,19 +44,20 @@ class Teller:
             return self._pick("frame", "", phrases.FRAMES)
         return self._pick("frame", plan.style, phrases.STYLE_FRAMES[plan.style])
 
-    def _place(self, plan: Plan, text: str) -> str:
+    def _place(self, plan: Plan, text: str, frame: str) -> str:
         """The scene with its background, which sometimes comes first."""
         phrase, ground = "", plan.background
         if ground.kind in phrases.PLACES:
             phrase = self.draw.pick(phrases.PLACES[ground.kind])
         elif ground.colour:
             options = phrases.COLOURED if ground.kind == "plain" else phrases.GRADIENT
-            phrase = self.draw.pick(options).replace("{c}", ground.colour)
+            phrase = self.draw.pick(options).replace("a {c}", f"{_article(ground.colour)} {ground.colour}")
+            phrase = phrase.replace("{c}", ground.colour)
         elif self.draw.chance(0.2):
             phrase = self.draw.pick(phrases.PLAIN)
         if not phrase or self.silent:
             return text
-        first = ground.kind in phrases.PLACES and self.draw.chance(0.12)
+        first = ground.kind in phrases.PLACES and self.draw.chance(0.2) and frame.startswith("{x}")
         return f"{phrase}, {text}" if first else f"{text} {phrase}"
 
     def _scene(self, plan: Plan) -> str:
@@ -63,45 +66,54 @@ class Teller:
         spatial = next((link for link in plan.links if link.relation in SPATIAL), None)
         if spatial:
             subject, other = self._group(plan, spatial.subject), self._group(plan, spatial.object)
-            return self._related(spatial, subject, other)
+            groups = (bool(_touching(plan, spatial.subject)), bool(_touching(plan, spatial.object)))
+            return self._related(spatial, subject, other, groups)
         if len(plan.links) == 1:
             link = plan.links[0]
             subject, other = self._noun_phrase(plan.things[link.subject]), self._noun_phrase(plan.things[link.object])
             return self._related(link, subject, other)
         return self._group(plan, 0)
 
-    def _related(self, link: Link, subject: str, other: str) -> str:
-        options = phrases.PHRASES[link.relation]
-        phrase = self._pick("phrase", link.relation, options)
-        if link.relation == "next to" and self.draw.chance(0.5):
-            subject, other = other, subject
-        first, second = ("{a}", "{b}") if phrase.index("{a}") < phrase.index("{b}") else ("{b}", "{a}")
-        group = (subject if first == "{a}" else other).count(" ") > 5
-        comma = phrase.replace(f"{first} ", f"{first}, ", 1) if group and " and " not in phrase else phrase
-        assert second in comma
-        return comma.replace("{a}", subject).replace("{b}", other)
+    def _related(self, link: Link, subject: str, other: str, groups: tuple[bool, bool] = (False, False)) -> str:
+        """groups: whether subject and object bring things of their own, which a comma then closes."""
+        phrase = self._pick("phrase", link.relation, phrases.PHRASES[link.relation])
+        if link.relation == "next to":
+            if any(groups) and " and " in phrase:
+                phrase = phrases.PHRASES[link.relation][0]
+            if self.draw.chance(0.5):
+                subject, other, groups = other, subject, groups[::-1]
+        first = "{a}" if phrase.index("{a}") < phrase.index("{b}") else "{b}"
+        if groups[first == "{b}"] and " and " not in phrase:
+            phrase = phrase.replace(f"{first} ", f"{first}, ", 1)
+        return phrase.replace("{a}", subject).replace("{b}", other)
 
     def _group(self, plan: Plan, hub: int) -> str:
         """A thing with all that it holds, wears and rides: "a cat wearing a crown and holding a banana"."""
-        links = [link for link in plan.links if link.subject == hub and link.relation not in SPATIAL]
+        links = _touching(plan, hub)
         parts = [
-            self._active(link.relation).replace("{b}", self._noun_phrase(plan.things[link.object])) for link in links
+            self._active(link.relation, len(links)).replace("{b}", self._noun_phrase(plan.things[link.object]))
+            for link in links
         ]
         head = self._noun_phrase(plan.things[hub])
         return f"{head} {' and '.join(parts)}" if parts else head
 
-    def _active(self, relation: str) -> str:
+    def _active(self, relation: str, parts: int) -> str:
         """What follows the subject, from the phrases that begin with it and end with the object."""
         options = _told(self.held, self.fate, "phrase", relation, phrases.PHRASES[relation])
-        active = [text for text in options if text.startswith("{a} ") and text.endswith(" {b}")]
-        return self.draw.pick(active or phrases.PHRASES[relation][:1]).removeprefix("{a} ")
+        active = [text.removeprefix("{a} ") for text in options if text.startswith("{a} ") and text.endswith(" {b}")]
+        joined = [text for text in active if parts == 1 or not text.startswith("that ")]
+        return self.draw.pick(joined or [phrases.PHRASES[relation][0].removeprefix("{a} ")])
 
     def _noun_phrase(self, thing: Thing) -> str:
         name = self._name(thing)
         if thing.count > 1:
             number = COUNTS[thing.count] if self.draw.chance(0.85) else str(thing.count)
-            return " ".join(filter(None, (number, self._size(thing), thing.colour, plural(name))))
+            text = " ".join(filter(None, (number, self._size(thing), thing.colour, plural(name))))
+            self.plurals.add(text)
+            return text
         text = " ".join(filter(None, (self._size(thing), thing.colour, name)))
+        if name in UNCOUNTED and name.endswith("s"):
+            self.plurals.add(text)
         return text if self.terse or name in UNCOUNTED else f"{_article(text)} {text}"
 
     def _name(self, thing: Thing) -> str:
@@ -117,20 +129,24 @@ class Teller:
         return self.draw.pick(SIZE_WORDS[thing.size]) if thing.size else ""
 
 
+def told_templates() -> list[tuple[str, str, tuple[str, ...]]]:
+    """All lists of sentences of which some are held out: kind ("frame", "phrase"), style or relation, the list."""
+    frames = [("frame", "", phrases.FRAMES), *(("frame", key, some) for key, some in phrases.STYLE_FRAMES.items())]
+    return [*frames, *(("phrase", key, some) for key, some in phrases.PHRASES.items())]
+
+
 @lru_cache(maxsize=4096)
 def _told(held: HoldOut, fate: str, kind: str, key: str, options: tuple[str, ...]) -> tuple[str, ...]:
-    """The options of a fate, or the trained ones if none has it. The first of every list is always trained."""
-    items = [("template", kind, key, option) for option in options[1:]]
-    fates = ["train", *(held.ranked(item, items) for item in items)]
-    chosen = tuple(option for option, one in zip(options, fates, strict=True) if one == fate)
-    return chosen or tuple(option for option, one in zip(options, fates, strict=True) if one == "train")
+    """The options of a fate, or the trained ones if none has it."""
+    fates = {option: held.template(kind, key, option, options) for option in options}
+    chosen = tuple(option for option, one in fates.items() if one == fate)
+    return chosen or tuple(option for option, one in fates.items() if one == "train")
+
+
+def _touching(plan: Plan, hub: int) -> list[Link]:
+    return [link for link in plan.links if link.subject == hub and link.relation not in SPATIAL]
 
 
 def _article(text: str) -> str:
     word = text.split()[0]
     return "an" if word in _AN or (word[0] in "aeiou" and word not in _A) else "a"
-
-
-def _verb(plan: Plan) -> str:
-    first = plan.things[0]
-    return "are" if first.count > 1 or (first.noun in UNCOUNTED and first.noun.endswith("s")) else "is"

@@ -84,7 +84,7 @@ PHRASES = {
         "{a} lying on {b}",
         "{a} standing on {b}",
         "{b} with {a} on top",
-        "{b} carrying {a} on top",
+        "{b} supporting {a}",
     ),
     "inside": (
         "{a} inside {b}",

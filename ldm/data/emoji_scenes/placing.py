@@ -8,7 +8,7 @@ from ldm.data.emoji_scenes.scene import Object, Scene, Sprite
 from ldm.data.emoji_scenes.vocabulary import GROUP_SIZES, SIZES, SPATIAL
 
 MARGIN = 0.025
-GAPS = {"left of": 0.08, "above": 0.06, "next to": 0.01}  # least distance between the groups' ink
+GAPS = {"left of": 0.13, "above": 0.06, "next to": 0.01}  # least distance between the groups' ink
 NEAR = 0.04  # and the largest one of "next to"
 DRIFT = 0.04  # how far from one line the two may stand
 GROUNDED = frozenset({"beach", "snow", "meadow", "desert", "city", "forest", "night"})

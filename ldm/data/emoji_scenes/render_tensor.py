@@ -1,4 +1,4 @@
-"""Scenes to pictures in batches on tensors, on any device: the pictures of `render`, to rounding.
+"""Scenes to pictures in batches on tensors, on any device: the pictures of `rendering`, to rounding.
 
 Pillow reduces a glyph by one triangle filter along the rows and one along the columns. Both are matrices here, made
 anew for every sprite from where its cell lies on the picture: canvas = rows @ glyph @ columns^T, then alpha "over".
@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm.data.emoji_scenes.atlas import index, outlines, pictures
 from ldm.data.emoji_scenes.backgrounds import paint
 from ldm.data.emoji_scenes.plan import Background
-from ldm.data.emoji_scenes.render import block, cell, check_size
+from ldm.data.emoji_scenes.rendering import block, cell, check_size
 from ldm.data.emoji_scenes.scene import Scene, Sprite
 
 _LUMA = (0.299, 0.587, 0.114)  # Pillow's mode "L": ITU-R 601-2

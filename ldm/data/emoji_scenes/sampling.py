@@ -5,6 +5,7 @@ from functools import cache
 
 from ldm.data.emoji_scenes.atlas import glyphs
 from ldm.data.emoji_scenes.backgrounds import tones
+from ldm.data.emoji_scenes.drawn import LETTERS
 from ldm.data.emoji_scenes.keyed import Keyed
 from ldm.data.emoji_scenes.nouns import NOUNS, UNCOUNTED, with_role
 from ldm.data.emoji_scenes.plan import Background, Link, Plan, Thing
@@ -83,8 +84,8 @@ def inside(draw: Keyed) -> Plan:
 
 
 def sign(draw: Keyed) -> Plan:
-    """A sign with a word, alone or held."""
-    board = Thing("sign", word=draw.pick(SIGN_WORDS))
+    """A sign with a word or a few letters, alone or held."""
+    board = Thing("sign", word=_word(draw))
     if draw.chance(0.5):
         return Plan((board,))
     return Plan((_thing(draw, "a", colour=0.15), board), (Link("holding", 0, 1),))
@@ -122,7 +123,7 @@ def crowd(draw: Keyed) -> Plan:
 
 # Recipe and its share among a hundred scenes.
 RECIPES: tuple[tuple[Recipe, int], ...] = (
-    (single, 18),
+    (single, 16),
     (counted, 11),
     (related("left of"), 12),
     (related("above"), 8),
@@ -132,7 +133,7 @@ RECIPES: tuple[tuple[Recipe, int], ...] = (
     (riding, 6),
     (on_top, 6),
     (inside, 4),
-    (sign, 3),
+    (sign, 5),
     (dressed, 2),
     (beside, 4),
 )
@@ -201,6 +202,13 @@ def _other(
         thing = _thing(draw, role, colour=colour, sizes=sizes, size=size)
         if all(thing.noun != other.noun for other in others):
             return thing
+
+
+def _word(draw: Keyed) -> str:
+    """A word of the list, or up to five letters at random, so that spelling is learnt and not the list."""
+    if draw.chance(0.6):
+        return draw.pick(SIGN_WORDS)
+    return "".join(draw.pick(LETTERS) for _ in range(draw.pick((1, 2, 3, 4, 5))))
 
 
 def _colour(draw: Keyed, probability: float) -> str:

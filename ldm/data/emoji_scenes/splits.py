@@ -69,6 +69,12 @@ class HoldOut:
             return "test"
         return "validation" if place >= len(order) - kept else "train"
 
+    def template(self, kind: str, key: str, option: str, options: Sequence[str]) -> str:
+        """The fate of one sentence of a list. The first is always trained: the plainest way to say it."""
+        if option == options[0]:
+            return "train"
+        return self.ranked(("template", kind, key, option), [("template", kind, key, one) for one in options[1:]])
+
     def allowed(self, plan: Plan) -> bool:
         """Whether training may show the plan: at most three things, nothing held out, said or implied."""
         if len(plan.things) > 3:
