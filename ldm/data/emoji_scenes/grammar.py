@@ -30,7 +30,7 @@ class Teller:
 
     def tell(self, plan: Plan) -> str:
         """The caption of a plan, lower case but for the word on a sign."""
-        if self.list:
+        if self.list and all(thing.count == 1 for thing in plan.things):
             return ", ".join(self._name(thing) for thing in plan.things)
         frame, text = self._frame(plan), self._scene(plan)
         verb = "are" if text.startswith(tuple(self.plurals)) else "is"

@@ -1,5 +1,6 @@
 """Pictures, masks and the two renderers, which agree; relations are true of what is seen."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image, ImageChops
 from ldm.data.emoji_scenes import SPLITS, Background, EmojiScenes, Link, Plan, TensorRenderer, Thing, holds, render
 from ldm.data.emoji_scenes.geometry import PREDICATES, told
 from ldm.data.emoji_scenes.keyed import Keyed
+from ldm.data.emoji_scenes.nouns import with_role
 from ldm.data.emoji_scenes.placing import place
 from ldm.data.emoji_scenes.rendering import mask, owners
 from ldm.data.emoji_scenes.vocabulary import COLOURS, SCENES, STYLES, TOUCHING
@@ -176,6 +178,16 @@ def test_a_thing_inside_is_hidden_below_the_edge_alone() -> None:
     assert hidden
     assert hidden[1] > whole.getbbox()[1]
     assert 0.4 < seen.histogram()[255] / whole.histogram()[255] < 0.95
+
+
+@pytest.mark.parametrize("container", with_role("c"))
+def test_the_near_wall_of_a_container_is_its_own(container) -> None:
+    """Without the thing inside, container and near wall are the container alone."""
+    scene = scene_of(Thing("apple"), Thing(container), links=[Link("inside", 0, 1)])
+    base, _, front = scene.sprites
+    both, alone = (pixels(render(replace(scene, sprites=sprites))) for sprites in ((base, front), (base,)))
+    assert (both - alone).abs().mean() < 0.5
+    assert (pixels(render(scene)) - alone).abs().mean() > 0.5
 
 
 @pytest.mark.parametrize("colour", [name for name in COLOURS if name not in ("black", "white", "gray")])

@@ -1,5 +1,6 @@
 """The generator: the same scene everywhere, in any order; words, sentences and ground truth that fit."""
 
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from ldm.data.emoji_scenes import SPLITS, EmojiScenes, HoldOut, negatives, words
 from ldm.data.emoji_scenes.keyed import Keyed, share
 from ldm.data.emoji_scenes.lexicon import split_words
 from ldm.data.emoji_scenes.nouns import NOUNS, plural
+from ldm.data.emoji_scenes.phrases import PHRASES
 from ldm.data.emoji_scenes.plan import Link, Plan, Thing, combinations_of, implied
 from ldm.data.emoji_scenes.vocabulary import SIZES
 
@@ -156,6 +158,33 @@ def test_paraphrases_and_inverses_are_one_combination() -> None:
     assert both == combinations_of(Plan(things[::-1], (Link("next to", 0, 1),)))
     assert ("pair", "dog", "cat") in both
     assert implied(Plan(things, (Link("riding", 0, 1),))) == {("relation", "above", "cat", "dog")}
+
+
+ENGLISH = {
+    "left of": ("A (to the |on the )?left of B", "B (to the |on the )?right of A", "A on the left and B on the right")
+    + ("B on the right and A on the left",),
+    "above": (
+        "A (above|over|higher up than) B",
+        "B (below|under|lower down than) A",
+        "A at the top and B at the bottom",
+    )
+    + ("B at the bottom and A at the top",),
+    "holding": ("A (holding|that holds|carrying|with) B( in its paws)?", "B (held by|in the paws of) A"),
+    "wearing": ("A (wearing|that wears|with|dressed in) B( on its head)?", "B (on the head of|worn by) A"),
+    "riding": ("A (riding|that rides|riding on|sitting astride) B", "B ridden by A", "B with A on its back"),
+    "on top of": ("A (on top of|on|lying on|standing on) B", "B with A on top", "B supporting A"),
+    "inside": ("A (inside|in|placed in|peeking out of) B", "B with A inside", "B containing A"),
+    "next to": ("A (next to|beside|and|together with|close to) B", "A and B side by side"),
+}
+
+
+def test_every_phrase_says_its_relation_in_english() -> None:
+    """Written out a second time, with A for the subject: a turned phrase would teach left for right."""
+    assert set(ENGLISH) == set(PHRASES)
+    for relation, options in PHRASES.items():
+        for option in options:
+            text = option.replace("{a}", "A").replace("{b}", "B")
+            assert any(re.fullmatch(pattern, text) for pattern in ENGLISH[relation]), (relation, option)
 
 
 def test_negatives_differ_and_keep_the_hold_out() -> None:
