@@ -27,9 +27,12 @@ def build(font: Path, out: Path) -> None:
     for cell, (name, glyph) in enumerate(glyphs.items()):
         sheet.paste(glyph, (cell % COLUMNS * SIDE, cell // COLUMNS * SIDE))
         index[name] = {"cell": cell} | _facts(name, glyph)
-    sheet.save(out / "atlas.webp", lossless=True, quality=100, method=6)
+    pictures, table = out / "atlas.webp.part", out / "atlas.json.part"
+    sheet.save(pictures, format="WEBP", lossless=True, quality=100, method=6)
     about = {"side": SIDE, "columns": COLUMNS, "font": FONT_VERSION, "glyphs": index}
-    (out / "atlas.json").write_text(_json(about), encoding="utf-8")
+    table.write_text(_json(about), encoding="utf-8")
+    for part in (pictures, table):
+        part.replace(part.with_suffix(""))
 
 
 def _facts(name: str, glyph: Image.Image) -> dict[str, object]:

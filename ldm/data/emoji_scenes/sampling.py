@@ -140,10 +140,15 @@ RECIPES: tuple[tuple[Recipe, int], ...] = (
 _DECK = tuple(recipe for recipe, weight in RECIPES for _ in range(weight))
 
 
-def draw_plan(draw: Keyed, recipe: Recipe | None = None) -> Plan:
-    """A whole plan: the recipe's things (any recipe by its share), then style and background to go with them."""
+def any_recipe(draw: Keyed) -> Recipe:
+    """A recipe by its share."""
+    return draw.pick(_DECK)
+
+
+def draw_plan(draw: Keyed, recipe: Recipe) -> Plan:
+    """A whole plan: the recipe's things, then style and background to go with them."""
     while True:
-        plan = (recipe or draw.pick(_DECK))(draw)
+        plan = recipe(draw)
         if len({thing.noun for thing in plan.things}) == len(plan.things):
             return _dress(draw, plan)
 
@@ -160,20 +165,29 @@ def _dress(draw: Keyed, plan: Plan) -> Plan:
 
 
 def _background(draw: Keyed, plan: Plan, style: str) -> Background:
-    """A third unsaid and pale, the rest one colour, a gradient or a place, unless it would hide a thing."""
-    kind, colour, place, variant = draw.unit(), draw.pick(_COLOURS), draw.pick(SCENES), draw.pick(range(VARIANTS))
-    used = {thing.colour for thing in plan.things}
+    """A third unsaid and pale, the rest one colour, a gradient or a place; four tries for one that hides nothing."""
+    pale = Background("plain", "", draw.pick(range(VARIANTS)))
+    if style == "outline" or draw.chance(0.3):
+        return pale
+    grounds = (_ground(draw, plan, style) for _ in range(4))
+    return next((ground for ground in grounds if not _hides(ground, plan)), pale)
+
+
+def _ground(draw: Keyed, plan: Plan, style: str) -> Background:
+    """A place, or one colour where a place would be too small for what stands in it; grey pictures say no colours."""
     tall = any(thing.noun in _SCENERY or thing.size == "huge" for thing in plan.things)
-    if style == "outline" or kind < 0.35:
-        return Background("plain", "", variant)
-    if kind >= 0.7:
-        ground = Background(place, "", variant)
-        hidden = tall
-    else:
-        ground = Background("plain" if kind < 0.52 else "gradient", colour, variant)
-        hidden = style == "grayscale" or colour in used
-    hidden = hidden or any(_lost(_tone(thing), tone) for thing in plan.things for tone in tones(ground))
-    return Background("plain", "", variant) if hidden else ground
+    variant = draw.pick(range(VARIANTS))
+    if style == "grayscale" or (draw.chance(0.5) and not tall):
+        return Background(draw.pick(SCENES), "", variant)
+    return Background(draw.pick(("plain", "gradient")), draw.pick(_COLOURS), variant)
+
+
+def _hides(ground: Background, plan: Plan) -> bool:
+    """Whether a thing is hard to see before most of what is painted from the middle down."""
+    if ground.colour and ground.colour in {thing.colour for thing in plan.things}:
+        return True
+    behind = tones(ground)
+    return any(2 * sum(_lost(_tone(thing), tone) for tone in behind) > len(behind) for thing in plan.things)
 
 
 def _tone(thing: Thing) -> RGB:

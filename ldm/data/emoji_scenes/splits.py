@@ -1,7 +1,9 @@
 """Named splits: which combinations the training scenes never show, decided by a hash of the combination.
 
 "iid" holds nothing out (new scenes of what training shows). Every other split shows exactly one kind of held-out
-combination and is else like training, so that a failure has one cause.
+combination and is else like training, so that a failure has one cause. "swaps" are pairs of scenes with their nouns
+exchanged; "crowds" have four things, one more than any training scene (at a fraction of 0.5 they take seconds each to
+find, as nearly every crowd meets something held out).
 """
 
 from collections.abc import Sequence

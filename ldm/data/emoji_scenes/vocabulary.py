@@ -4,12 +4,12 @@ RGB = tuple[int, int, int]
 # Name -> what the darkest and the lightest grey of a glyph become. The lighter one is also the flat background.
 COLOURS: dict[str, tuple[RGB, RGB]] = {
     "red": ((110, 0, 0), (255, 70, 60)),
-    "orange": ((140, 55, 0), (255, 160, 45)),
-    "yellow": ((150, 110, 0), (255, 235, 70)),
+    "orange": ((190, 80, 0), (255, 160, 45)),
+    "yellow": ((180, 130, 0), (255, 235, 70)),
     "green": ((0, 70, 10), (90, 205, 80)),
     "blue": ((0, 20, 120), (75, 135, 255)),
     "purple": ((60, 0, 100), (175, 90, 230)),
-    "pink": ((170, 40, 110), (255, 170, 210)),
+    "pink": ((200, 60, 130), (255, 170, 210)),
     "brown": ((50, 25, 10), (165, 105, 60)),
     "black": ((0, 0, 0), (75, 75, 80)),
     "white": ((150, 150, 155), (255, 255, 255)),

@@ -172,7 +172,7 @@ def test_too_much_held_out_is_refused(arguments) -> None:
 
 def test_a_split_without_anything_held_out_says_so(monkeypatch) -> None:
     monkeypatch.setattr(generator_module, "_TRIES", 200)
-    with pytest.raises(ValueError, match="raise its fraction"):
+    with pytest.raises(ValueError, match="none is. Try a fraction"):
         EmojiScenes("pairs", held=HoldOut(0.0, 0.0))[0]
     with pytest.raises(ValueError, match="No split 'pear'"):
         EmojiScenes("pear")

@@ -186,8 +186,9 @@ def test_the_near_wall_of_a_container_is_its_own(container) -> None:
     scene = scene_of(Thing("apple"), Thing(container), links=[Link("inside", 0, 1)])
     base, _, front = scene.sprites
     both, alone = (pixels(render(replace(scene, sprites=sprites))) for sprites in ((base, front), (base,)))
-    assert (both - alone).abs().mean() < 0.5
-    assert (pixels(render(scene)) - alone).abs().mean() > 0.5
+    # where the wall is see-through (a cart of wire), it is laid over itself
+    assert (both - alone).abs().mean() < 1
+    assert (pixels(render(scene)) - alone).abs().mean() > 1.5
 
 
 @pytest.mark.parametrize("colour", [name for name in COLOURS if name not in ("black", "white", "gray")])
