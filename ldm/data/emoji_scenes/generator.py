@@ -66,8 +66,8 @@ class EmojiScenes:
             if fits(plan):
                 return plan
         raise ValueError(
-            f"Split {self.split!r} found no scene with {self.held} in {_TRIES} tries: its combinations are all held out, "
-            "or none is. Try a fraction of 0.1 or 0.25."
+            f"Split {self.split!r} found no scene with {self.held} in {_TRIES} tries: all of its combinations are "
+            "held out, or none is. Try a fraction of 0.1 or 0.25."
         )
 
     def _fits(self) -> Callable[[Plan], bool]:
