@@ -52,8 +52,10 @@ def _move_to_free_name(temporary: Path, path: Path) -> Path:
             os.link(temporary, candidate)  # unlike a rename, this fails where a file is
         except FileExistsError:
             continue
-        except OSError:  # a file system without hard links
-            if candidate.exists():
+        except OSError:  # a file system without hard links: reserve the name, then fill it
+            try:
+                candidate.touch(exist_ok=False)
+            except FileExistsError:
                 continue
             os.replace(temporary, candidate)
         return candidate
