@@ -1,7 +1,9 @@
 """What is asked of a request's arguments. Each check raises ValueError or TypeError naming the argument and the fix."""
 
+import functools
 import math
 import operator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,58 +73,62 @@ def _check_tensor(name: str, value: Any) -> None:
 
 
 def check_numbers(request: "TextToImageRequest") -> None:
-    """Numbers are numbers and in their range."""
+    """Numbers are numbers and in their range; those of other libraries become Python's own."""
     for name, low in (("num_inference_steps", 1), ("num_images_per_prompt", 1), ("height", 1), ("width", 1)):
-        _check_whole(name, getattr(request, name), low)
-    _check_whole("clip_skip", request.clip_skip, 0)
+        _set(request, name, functools.partial(_whole, low=low), f"a whole number of at least {low}")
+    _set(request, "clip_skip", lambda value: _whole(value, 0), "a whole number of at least 0")
     for name in ("guidance_scale", "gamma", "aesthetic_score", "negative_aesthetic_score"):
-        _check_number(name, getattr(request, name))
+        _set(request, name, _number, "a finite number")
     for name in ("guidance_rescale", "eta", "denoising_end"):
-        _check_number(name, getattr(request, name), 0, 1)
+        _set(request, name, lambda value: _number(value, 0, 1), "a number from 0 to 1")
     if request.denoising_end == 0:
         raise ValueError("denoising_end is the share of the noise process to run, above 0 and up to 1")
-    _check_interval(request.guidance_interval)
+    _set(request, "guidance_interval", _interval, "(low, high) in noise levels, 0 <= low < high")
     for name in ("original_size", "target_size", "negative_original_size", "negative_target_size"):
-        _check_pair(name, getattr(request, name), 1)
+        _set(request, name, lambda value: _pair(value, 1), "(height, width) in whole pixels")
     for name in ("crops_coords_top_left", "negative_crops_coords_top_left"):
-        _check_pair(name, getattr(request, name) or (), 0)
+        _set(request, name, lambda value: _pair(value, 0), "(top, left) in whole pixels")
+    for name in ("timesteps", "sigmas"):
+        _set(request, name, lambda values: [_number(value) for value in values], "a sequence of falling numbers")
 
 
-def _check_whole(name: str, value: Any, low: int) -> None:
-    if value is not None and not (_is_whole(value) and operator.index(value) >= low):
-        raise ValueError(f"{name} is a whole number of at least {low}, not {value!r}")
-
-
-def _is_whole(value: Any) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, (bool, Tensor))
-
-
-def _check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
+def _set(request: "TextToImageRequest", name: str, read: Callable[[Any], Any], wanted: str) -> None:
+    """Puts what `read` makes of an argument in its place; ValueError saying what is wanted when it cannot."""
+    value = getattr(request, name)
     if value is None:
         return
-    number = not isinstance(value, (bool, str, Tensor)) and hasattr(value, "__float__") and math.isfinite(value)
-    if not number or not low <= value <= high:
-        span = "" if low == -math.inf else f" from {low} to {high}"
-        raise ValueError(f"{name} is a finite number{span}, not {value!r}")
-
-
-def _check_interval(interval: Any) -> None:
-    if interval is None:
-        return
     try:
-        low, high = interval
-        good = 0 <= low < high
-    except (TypeError, ValueError):
-        good = False
-    if not good:
-        raise ValueError(f"guidance_interval is (low, high) in noise levels, 0 <= low < high, not {interval!r}")
+        object.__setattr__(request, name, read(value))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"{name} is {wanted}, not {value!r}") from None
 
 
-def _check_pair(name: str, pair: Any, low: int) -> None:
-    if pair is None:
-        return
-    if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(_is_whole(v) and v >= low for v in pair)):
-        raise ValueError(f"{name} is two whole numbers (height, width) of at least {low}, not {pair!r}")
+def _whole(value: Any, low: int) -> int:
+    number = operator.index(value)
+    if isinstance(value, bool) or number < low:
+        raise ValueError
+    return number
+
+
+def _number(value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    if isinstance(value, (bool, str)):
+        raise TypeError
+    number = float(value)
+    if not math.isfinite(number) or not low <= number <= high:
+        raise ValueError
+    return number
+
+
+def _interval(value: Any) -> tuple[float, float]:
+    low, high = (float(level) for level in value)
+    if not 0 <= low < high:
+        raise ValueError
+    return low, high
+
+
+def _pair(value: Any, low: int) -> tuple[int, int]:
+    first, second = (_whole(side, low) for side in value)
+    return first, second
 
 
 def check_choices(request: "TextToImageRequest") -> None:
@@ -135,15 +141,21 @@ def check_choices(request: "TextToImageRequest") -> None:
         raise TypeError(f'grid is a name such as "karras", not {request.grid!r}')
     if request.timesteps is not None and request.sigmas is not None:
         raise ValueError("give either timesteps or sigmas, and not both")
-    for name in ("timesteps", "sigmas"):
-        levels = getattr(request, name)
-        if levels is not None and not (hasattr(levels, "__len__") and not isinstance(levels, str)):
-            raise TypeError(f"{name} is a sequence of falling numbers, not {levels!r}")
-        for level in () if levels is None else levels:
-            _check_number(name, level.item() if isinstance(level, Tensor) else level)
-    callback = request.callback_on_step_end
+    callback, names = request.callback_on_step_end, request.callback_on_step_end_tensor_inputs
     if callback is not None and not callable(callback):
         raise TypeError(f"callback_on_step_end is a function, not {callback!r}")
+    if callback is not None and not isinstance(names, (list, tuple)):
+        raise TypeError(f"callback_on_step_end_tensor_inputs is a list of names, not {names!r}")
+
+
+SEEDS = "a whole number from 0 to 4294967295, or a list of them"
+
+
+def _seed(value: Any) -> int:
+    seed = _whole(value, 0)
+    if seed >= 2**32:
+        raise ValueError
+    return seed
 
 
 def check_noise(request: "TextToImageRequest") -> None:
@@ -154,9 +166,8 @@ def check_noise(request: "TextToImageRequest") -> None:
         value = getattr(request, name)
         if isinstance(value, list) and len(value) != request.batch:
             raise ValueError(f"{name} has {len(value)} entries for {request.batch} pictures: give one for each")
-    for seed in request.seed if isinstance(request.seed, list) else [request.seed]:
-        if seed is not None and not (_is_whole(seed) and 0 <= operator.index(seed) < 2**32):
-            raise ValueError(f"a seed is a whole number from 0 to 4294967295, not {seed!r}")
+    several = isinstance(request.seed, list)
+    _set(request, "seed", lambda value: [_seed(v) for v in value] if several else _seed(value), SEEDS)
     for generator in request.generator if isinstance(request.generator, list) else [request.generator]:
         if generator is not None and not isinstance(generator, torch.Generator):
             raise TypeError(f"generator is a torch.Generator or a list of them, not {type(generator).__name__}")

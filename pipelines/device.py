@@ -21,11 +21,11 @@ def as_device(device: Any) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ValueError(f'device is "cpu", "cuda" or "cuda:0", not {device!r}') from None
-    if place.type == "meta" or (place.type == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"there is no {place.type} device to draw on here: use the CPU, or see `ldm doctor`")
+        place = torch.empty(0, device=device).device
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError):
+        place = torch.device("meta")
+    if place.type == "meta":
+        raise ValueError(f'there is no device {str(device)!r} to draw on here: use "cpu", or see `ldm doctor`')
     return place
 
 

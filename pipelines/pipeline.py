@@ -2,6 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -29,7 +30,7 @@ NEEDLESS_OPTIONS = ("use_safetensors", "low_cpu_mem_usage", "requires_safety_che
 class Pipeline(ABC):
     """A task on a model: owns device, precision and memory. Build one with `from_pretrained`.
 
-    Each part of the model moves to the device when it is first at work.
+    The model moves to the device with the first call, under offload part by part.
     """
 
     def __init__(self, model: LatentDiffusion, *, device: Any = None, dtype: torch.dtype | None = None) -> None:
@@ -41,6 +42,7 @@ class Pipeline(ABC):
         self._interrupt = False
         self._progress_bar: dict[str, Any] = {}
         self._offload = False
+        self._at_work = Counter[str]()  # calls that use a part
         self._interruptions = 0
         if dtype is not None:
             self._cast(dtype)
@@ -93,9 +95,17 @@ class Pipeline(ABC):
     def unet(self) -> UNet:
         return self.model.unet
 
+    @unet.setter
+    def unet(self, unet: UNet) -> None:
+        self.model.unet = unet
+
     @property
     def vae(self) -> AutoencoderKL:
         return self.model.autoencoder
+
+    @vae.setter
+    def vae(self, vae: AutoencoderKL) -> None:
+        self.model.autoencoder = vae
 
     @property
     def text_encoder(self) -> CLIPTextEncoder | PairedTextEncoder:
@@ -103,8 +113,11 @@ class Pipeline(ABC):
 
     @property
     def scheduler(self) -> Any:
-        """The sampler as an object of diffusers, for `X.from_config(pipe.scheduler.config)`; set it to use another."""
-        if self.sampler is not None and not isinstance(self.sampler, str):
+        """The checkpoint's scheduler as an object of diffusers, or what was set in its place.
+
+        Made anew at each access, for `pipe.scheduler = X.from_config(pipe.scheduler.config)`.
+        """
+        if self.sampler is not None:
             return self.sampler
         import diffusers
 
@@ -153,10 +166,12 @@ class Pipeline(ABC):
     def using(self, name: str) -> Iterator[None]:
         """While this part of the model is at work: it is on the device, under offload only for so long."""
         network = self.model.networks()[name].to(self.device)
+        self._at_work[name] += 1
         try:
             yield
         finally:
-            if self._offload:
+            self._at_work[name] -= 1
+            if self._offload and not self._at_work[name]:
                 network.to("cpu")
 
     def enable_vae_tiling(self) -> None:
@@ -181,6 +196,15 @@ class Pipeline(ABC):
         """Stops all running calls, from any thread: they raise `Interrupted` before their next pass of the network."""
         self._interruptions += 1
 
+    @property
+    def guidance_scale(self) -> float:
+        """Of the running call, for callbacks."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale > 1 and self.model.unet.config.guidance_dim == 0
+
     # the run
 
     @abstractmethod
@@ -190,6 +214,8 @@ class Pipeline(ABC):
     def start(self, request: TextToImageRequest) -> Stream:
         """The steps of a request, ready to be taken."""
         interruptions = self._interruptions
+        if not self._offload:
+            self.to(self.device)
         problem = self.prepare(request)
         check_names(request, problem)
         self.num_timesteps = problem.steps

@@ -71,6 +71,8 @@ class Problem:
         if len(conditions.get("prompt_embeds", ())) == b:
             self.uncond = None
         for name, value in conditions.items():
+            if len(value) not in (b, 2 * b):
+                raise ValueError(f"the callback made {name} with {len(value)} rows: {b} or, with negatives, {2 * b}")
             self.cond = replace(self.cond, **{CONDITIONS[name]: value[-b:]})
             if self.uncond is not None and len(value) == 2 * b:
                 self.uncond = replace(self.uncond, **{CONDITIONS[name]: value[:b]})

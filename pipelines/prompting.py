@@ -124,7 +124,7 @@ def _given(model: LatentDiffusion, request: TextToImageRequest, guided: bool) ->
     n = len(positive.tokens)
     second = None if request.negative_prompt_2 is None else _as_list(request.negative_prompt_2, n)
     negative = _encode(model, request, _as_list(request.negative_prompt, n), second, None)
-    return positive, _fitting(negative, positive, "the negative prompt")
+    return positive, replace(_fitting(negative, positive, "the negative prompt"), mask=None)
 
 
 def _given_negative(model: LatentDiffusion, request: TextToImageRequest, positive: TextEmbedding) -> TextEmbedding:

@@ -63,7 +63,7 @@ class TextToImageRequest:
     return_dict: bool = True
     guidance_rescale: float = 0.0
     clip_skip: int | None = None
-    callback_on_step_end: Callable[[Any, int, float, dict[str, Any]], dict[str, Any]] | None = None
+    callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
     prompt_2: str | list[str] | None = None
     negative_prompt_2: str | list[str] | None = None
@@ -108,6 +108,6 @@ class TextToImageRequest:
         if self.generator is not None:
             return None
         if isinstance(self.seed, list):
-            return [int(seed) for seed in self.seed]
+            return self.seed
         first = int(torch.randint(2**32, (), dtype=torch.int64) if self.seed is None else self.seed)
         return [(first + i) % 2**32 for i in range(self.batch)]

@@ -1,6 +1,7 @@
 """What a call gives back: pictures, and with each the record of how it was made."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import metadata
@@ -78,17 +79,21 @@ def versions() -> dict[str, str]:
 def make_records(
     model: "LatentDiffusion", request: "TextToImageRequest", problem: "Problem", device: "torch.device"
 ) -> list[Record]:
-    """How each picture of a request will be made, in the order of the pictures: enough to make it again."""
+    """How each picture of a request will be made, in the order of the pictures.
+
+    With the arguments that differ from their defaults it is enough to draw a picture again, unless tensors (latents,
+    embeddings), a generator or a callback were given.
+    """
     from ldm.checkpoint import weights_hash
 
     common: Record = {
-        "sampler": request.sampler if isinstance(request.sampler, str) else str(problem.sampling),
+        "sampler": _sampler(request.sampler, str(problem.sampling)),
         "steps": problem.grid.steps,
         "guidance_scale": problem.scale,
         "width": problem.x.shape[3] * model.autoencoder.factor,
         "height": problem.x.shape[2] * model.autoencoder.factor,
         **_further(request),
-        "model": Path(model.source).name if Path(model.source).exists() else model.source,
+        "model": Path(model.source).resolve().name if Path(model.source).exists() else model.source,
         "model_hash": weights_hash(model)[:10],
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": device.type,
@@ -104,25 +109,26 @@ def make_records(
     ]
 
 
+def _sampler(given: Any, name: str) -> Any:
+    """What `sampler=` takes: the name that was given, the file, of a scheduler object its configuration, or `name`."""
+    config = getattr(given, "config", given)
+    if isinstance(config, Mapping):
+        return _plain({"_class_name": type(given).__name__, **config})
+    return given if isinstance(given, str) else name
+
+
 TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 NOT_IN_RECORDS = {  # recorded under another name, or no property of the picture
     *(*TEXTS, "seed", "height", "width", "num_inference_steps", "guidance_scale", "gamma", "num_images_per_prompt"),
-    *("output_type", "return_dict", "callback_on_step_end_tensor_inputs"),
+    *("sampler", "output_type", "return_dict", "callback_on_step_end_tensor_inputs"),
 }
 
 
 def _further(request: "TextToImageRequest") -> Record:
     """Arguments that differ from their defaults, as far as JSON can hold them; of others, that they were given."""
-    changed = {f.name: getattr(request, f.name) for f in fields(request) if f.name not in NOT_IN_RECORDS}
-    defaults = {f.name: f.default for f in fields(request)}
-    changed = {k: v for k, v in changed.items() if v is not None and not _same(v, defaults[k])}
-    if not isinstance(changed.get("sampler"), dict):
-        changed.pop("sampler", None)
-    return {name: _plain(value) for name, value in changed.items()}
-
-
-def _same(value: Any, default: Any) -> bool:
-    return type(value) is type(default) and bool(value == default)
+    values = {f.name: (getattr(request, f.name), f.default) for f in fields(request) if f.name not in NOT_IN_RECORDS}
+    further = {name: _plain(value) for name, (value, default) in values.items() if value is not default}
+    return {name: value for name, value in further.items() if value != _plain(values[name][1])}
 
 
 def _plain(value: Any) -> Any:

@@ -83,5 +83,5 @@ class Stream:
         for _ in self:
             pass
         if self._result is None:
-            raise Interrupted("the loop over these steps was left before the end, so there are no pictures")
+            raise Interrupted("these steps did not come to their end, so there are no pictures")
         return self._result

@@ -87,13 +87,13 @@ def as_utf8(text: str) -> str:
 
 
 def require_model(model: str | None) -> None:
-    if model is None:
+    if not model:
         raise ValueError(
             "no model is named: add --model and a folder in diffusers format, or a hub id such as org/name"
         )
 
 
-def place(output: Path | None, prompt: str, seed: int, index: int) -> Path:
+def place(output: str | None, prompt: str, seed: int, index: int) -> Path:
     """Where a picture goes if nothing is there yet: the path given, or PROMPT-SEED.png in the folder given."""
     from pipelines.files import default_name, filled
 
@@ -101,7 +101,7 @@ def place(output: Path | None, prompt: str, seed: int, index: int) -> Path:
     if output is None:
         return Path(name)
     path = filled(output, seed=seed, index=index)
-    return path / name if os.path.isdir(path) else path  # Path.is_dir raises for long names
+    return path / name if output.endswith("/") or os.path.isdir(path) else path  # Path.is_dir raises for long names
 
 
 def require_writable(path: Path) -> None:
@@ -111,6 +111,8 @@ def require_writable(path: Path) -> None:
         while not folder.exists():
             folder = folder.parent
         (folder / path.name).exists()  # complains about names that are too long
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError(f"{path} is no picture file: choose another place with -o")
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -96,7 +96,10 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         "--steps", type=positive, dest="num_inference_steps", metavar="N", help="denoising steps (default: 50)"
     )
     group.add_argument(
-        "--guidance-scale", type=finite, metavar="W", help="how closely to follow the prompt; 1 is off (default: 7.5)"
+        "--guidance-scale",
+        type=finite,
+        metavar="W",
+        help="how closely to follow the prompt; 1 is off (default: 7.5, SDXL 5)",
     )
     group.add_argument("--sampler", metavar="NAME", help="such as dpmpp_2m, euler_a or ddim (default: the model's)")
     group.add_argument("--karras", action="store_const", const="karras", dest="grid", help="Karras noise levels")
@@ -177,9 +180,9 @@ def _number(text: str, kind: Callable[[str], T], fits: Callable[[T], bool], want
     raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
 
 
-def output(text: str) -> Path:
-    """A path for PNG files; other formats cannot carry the record."""
-    path = Path(text).expanduser()
+def output(text: str) -> str:
+    """A path for PNG files, or of a folder; other formats cannot carry the record."""
+    path = Path(text)
     if path.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"):
         raise argparse.ArgumentTypeError(f"pictures are written as PNG: name it {path.with_suffix('.png').name}")
-    return path
+    return text

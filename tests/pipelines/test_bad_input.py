@@ -54,7 +54,7 @@ def draw(pipe: TextToImagePipeline, prompt: Any = PROMPT, **options: Any) -> Ten
         ({"seed": True}, ValueError, "seed"),
         ({"original_size": (1, 2, 3)}, ValueError, "original_size"),
         ({"target_size": 512}, ValueError, "target_size"),
-        ({"timesteps": 5}, TypeError, "timesteps"),
+        ({"timesteps": 5}, ValueError, "timesteps"),
         ({"sigmas": ["a", "b"]}, ValueError, "sigmas"),
         ({"generator": 1}, TypeError, "generator"),
         ({"callback_on_step_end": 5}, TypeError, "callback_on_step_end"),

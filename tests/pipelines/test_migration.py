@@ -55,6 +55,30 @@ def test_callbacks_that_write_in_place(pairs: Callable[[str], Any], ours: Callab
         torch.testing.assert_close(draw(ours(family), generator=generator(), **settings), expected, **CLOSE)
 
 
+def test_what_a_callback_changes_counts_also_when_it_returns_nothing(
+    ours: Callable[[str], TextToImagePipeline],
+) -> None:
+    def halve(pipe: Any, index: int, time: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        tensors["latents"].mul_(0.9)
+        return tensors if pipe.answers else {}
+
+    drawn = []
+    for answers in (True, False):
+        ours("sd1").answers = answers  # type: ignore[attr-defined]
+        with torch.inference_mode():
+            drawn.append(draw(ours("sd1"), generator=generator(), callback_on_step_end=halve))
+    assert torch.equal(*drawn)
+
+
+def test_callback_objects_of_diffusers(pairs: Callable[[str], Any], ours: Callable[[str], TextToImagePipeline]) -> None:
+    from diffusers.callbacks import SDCFGCutoffCallback, SDXLCFGCutoffCallback
+
+    for family, kind in {"sd1": SDCFGCutoffCallback, "sdxl": SDXLCFGCutoffCallback}.items():
+        options = {"callback_on_step_end": kind(cutoff_step_ratio=0.4)}
+        expected = draw(pairs(family).theirs, generator=generator(), **options)
+        torch.testing.assert_close(draw(ours(family), generator=generator(), **options), expected, **CLOSE)
+
+
 def test_the_published_recipe_for_ending_guidance(
     pairs: Callable[[str], Any], ours: Callable[[str], TextToImagePipeline]
 ) -> None:

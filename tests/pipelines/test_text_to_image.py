@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -213,6 +214,14 @@ def test_records_travel_in_the_png(pipe: TextToImagePipeline, tmp_path: Path) ->
     assert (record["seed"], record["steps"], record["guidance_scale"]) == (10, 4, 7.5)
     assert len(record["model_hash"]) == 10
     assert result.save(tmp_path / "new" / "{seed}.png")[0].name != "9.png"
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(pipe: TextToImagePipeline) -> None:
+    options = {"guidance_scale": np.float32(3.0), "height": np.int64(64), "seed": np.int64(1)}
+    result = pipe(PROMPT, **{**SMALL, **options, "timesteps": torch.tensor([900, 400]), "output_type": "pt"})
+    assert json.loads(json.dumps(result.records[0]))["timesteps"] == [900.0, 400.0]
+    expected = pipe(PROMPT, guidance_scale=3.0, seed=1, timesteps=[900, 400], output_type="pt", height=64, width=64)
+    assert torch.equal(result.images, expected.images)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ def test_output_may_be_new_folders_a_folder_or_a_pattern(draw: Command, tmp_path
     ]
     assert draw("a cat", "-o", "there", "--seed", "3").out == "there/a-cat-3.png\n"
     assert draw("a cat", "-o", "plain", "--seed", "3").out == "plain.png\n"
+    assert draw("a cat", "-o", "fresh/", "--seed", "3").out == "fresh/a-cat-3.png\n"
     assert not [name for name in files(tmp_path) if ".ldm-" in name]
 
 
@@ -126,6 +127,7 @@ def test_quiet_says_nothing(draw: Command) -> None:
         (["a", "--device", "toaster"], "toaster"),
         (["a", "--dtype", "float7"], "float7"),
         (["a", "-o", "a/" + "n" * 300 + ".png"], "choose another place with -o"),
+        (["a", "-o", "/dev/null"], "no picture file"),
         (["a", "-o", "n" * 252 + ".png"], "choose another place with -o"),
         (["a", "-o", "taken/out.png"], "choose another place with -o"),
         (["a \udcff cat"], "UTF-8"),

@@ -48,7 +48,7 @@ def test_every_option_is_read() -> None:
         "clip_skip": 1,
         "device": "cpu",
         "dtype": "float32",
-        "output": parser.Path("out.png"),
+        "output": "out.png",
     }
 
 
