@@ -50,9 +50,5 @@ class LatentDiffusion:
         return self.autoencoder.config.latent_channels
 
     @property
-    def device(self) -> torch.device:
-        return next(self.unet.parameters()).device
-
-    @property
     def dtype(self) -> torch.dtype:
         return next(self.unet.parameters()).dtype
