@@ -34,7 +34,7 @@ def call_back(pipe: "Pipeline", request: TextToImageRequest, problem: Problem, s
     It may change tensors in place or return others, set `pipe._guidance_scale`, and set `pipe._interrupt`.
     """
     assert request.callback_on_step_end is not None
-    tensors = {"latents": problem.outside(step.x, step.sigma), **problem.conditions()}
+    tensors = {"latents": problem.grid.outside(step.x, step.sigma), **problem.conditions()}
     given = {name: tensors[name] for name in wanted(request)}
     pipe._guidance_scale, pipe._interrupt = problem.scale, False
     time = torch.tensor(problem.grid.times[step.index])
@@ -51,5 +51,5 @@ def take_latents(problem: Problem, step: Step, latents: Tensor) -> None:
     """Puts a callback's latents into the sampler's state; unchanged ones stay, since the way back would round them."""
     if latents.shape != step.x.shape:
         raise ValueError(f"the callback made latents {tuple(latents.shape)} of {tuple(step.x.shape)}: keep the shape")
-    if not torch.equal(latents, problem.outside(step.x, step.sigma)):
-        step.x.copy_(problem.inside(latents, step.sigma))
+    if not torch.equal(latents, problem.grid.outside(step.x, step.sigma)):
+        step.x.copy_(problem.grid.inside(latents, step.sigma))

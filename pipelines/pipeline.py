@@ -252,7 +252,7 @@ class Pipeline(ABC):
         if not x.isfinite().all():
             advice = "" if self.dtype == torch.float32 else ": load the model with dtype=torch.float32"
             raise ArithmeticError(f"the U-Net gave NaN or infinity in {self.dtype}{advice}")
-        return Result(self._output(problem.outside(x, sigma), request.output_type), records)
+        return Result(self._output(problem.grid.outside(x, sigma), request.output_type), records)
 
     def _output(self, latents: Tensor, kind: str) -> Any:
         """Latents (b, c, h, w) as the request wants them: "latent", "pil", "np" or "pt"."""

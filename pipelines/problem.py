@@ -50,14 +50,6 @@ class Problem:
         """x (b, c, h, w) at noise level sigma -> the guided estimate of x0."""
         return self._guided(x, sigma)
 
-    def outside(self, x: Tensor, sigma: float) -> Tensor:
-        """The state as diffusers holds it: x / sqrt(1 + sigma^2) for variance-preserving samplers, else x itself."""
-        return x / (1 + sigma**2) ** 0.5 if self.grid.variance_preserving else x
-
-    def inside(self, x: Tensor, sigma: float) -> Tensor:
-        """The inverse of `outside`."""
-        return x * (1 + sigma**2) ** 0.5 if self.grid.variance_preserving else x
-
     def conditions(self) -> dict[str, Tensor | None]:
         """What there is of CONDITIONS, and `negative_prompt_embeds` (None without guidance)."""
         halves = [self.cond] if self.uncond is None else [self.uncond, self.cond]

@@ -26,7 +26,7 @@ class Grid:
         sigmas: steps + 1 falling noise levels, float32 numbers.
         times: the network's time at each of the first `steps`.
         init_scale: a run from pure noise starts at x = init_scale * noise.
-        variance_preserving: the result is x / sqrt(1 + sigmas[-1]^2), not x (`finish`).
+        variance_preserving: the scheduler holds x / sqrt(1 + sigma^2), not x (`outside`).
     """
 
     sigmas: tuple[float, ...]
@@ -50,9 +50,13 @@ class Grid:
         """The grid without its first `count` steps: image to image starts at x = z + sigmas[0] * noise."""
         return replace(self, sigmas=self.sigmas[count:], times=self.times[count:])
 
-    def finish(self, x: Tensor) -> Tensor:
-        """The latents of a sampler's last state."""
-        return x * (1 + self.sigmas[-1] ** 2) ** -0.5 if self.variance_preserving else x
+    def outside(self, x: Tensor, sigma: float) -> Tensor:
+        """The state as its scheduler holds it: x / sqrt(1 + sigma^2) where variance is preserved, else x itself."""
+        return x / (1 + sigma**2) ** 0.5 if self.variance_preserving else x
+
+    def inside(self, x: Tensor, sigma: float) -> Tensor:
+        """The inverse of `outside`."""
+        return x * (1 + sigma**2) ** 0.5 if self.variance_preserving else x
 
     @cached_property
     def _time_of(self) -> dict[float, float]:

@@ -173,3 +173,11 @@ def ours(pairs: Callable[[str], Any]) -> Callable[[str], TextToImagePipeline]:
         return loaded[family]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def pipe(pairs: Callable[[str], Any]) -> TextToImagePipeline:
+    """Our Stable Diffusion 1, one for each test file, since tests patch it."""
+    pipe = TextToImagePipeline.from_pretrained(pairs("sd1").folder, device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

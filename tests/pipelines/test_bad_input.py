@@ -14,13 +14,6 @@ PROMPT = "a cat holding a banana"
 SMALL: dict[str, Any] = {"num_inference_steps": 4, "height": 64, "width": 64}
 
 
-@pytest.fixture(scope="module")
-def pipe(pairs: Callable[[str], Any]) -> TextToImagePipeline:
-    pipe = TextToImagePipeline.from_pretrained(pairs("sd1").folder, device="cpu")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def draw(pipe: TextToImagePipeline, prompt: Any = PROMPT, **options: Any) -> Tensor:
     images: Tensor = pipe(prompt, **{"output_type": "pt", **SMALL, **options}).images
     return images

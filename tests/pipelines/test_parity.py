@@ -80,9 +80,9 @@ def compare(pairs: Callable[[str], Any], ours: Callable[[str], TextToImagePipeli
             expected = draw(theirs, prompt, generator=draws[0], **options)
         finally:
             theirs.scheduler = own_scheduler
-        torch.testing.assert_close(
-            draw(mine, prompt, generator=draws[1], sampler=sampler, **options), expected, **CLOSE
-        )
+        got = draw(mine, prompt, generator=draws[1], sampler=sampler, **options)
+        scale = expected.abs().max().clamp(min=1)
+        torch.testing.assert_close(got / scale, expected / scale, **CLOSE)  # latents in the middle of a run reach 35
 
     return check
 

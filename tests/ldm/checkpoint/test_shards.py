@@ -3,26 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ldm.checkpoint import load_folder
-
-Copied = Callable[..., Path]
-UNET = "unet/diffusion_pytorch_model.safetensors"
-
-
-def edit_json(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def edit_weights(path: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    state = load_file(path)
-    edit(state)
-    save_file(state, path)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def ours(scheduler, generators, steps=None, **request):
     x = grid.init_scale * noise()
     for step in sampling.run(denoise_on(grid), x, grid, noise):
         x = step.x
-    return grid.finish(x)
+    return grid.outside(x, grid.sigmas[-1])
 
 
 def generators(seed, several):

@@ -242,13 +242,14 @@ def test_times_of_a_grid_and_between():
     assert grid.time(between) == grid.schedule.time(between)
 
 
-def test_skip_and_finish():
+def test_skip_outside_and_inside():
     grid = ours("DDIMScheduler", {**BETAS, "set_alpha_to_one": False}, 10)
     rest = grid.skip(4)
     assert (rest.sigmas, rest.times, rest.steps) == (grid.sigmas[4:], grid.times[4:], 6)
     x = torch.ones(2)
-    assert_close(grid.finish(x), x / (1 + grid.sigmas[-1] ** 2) ** 0.5)
-    assert replace(grid, variance_preserving=False).finish(x) is x
+    assert_close(grid.outside(x, grid.sigmas[-1]), x / (1 + grid.sigmas[-1] ** 2) ** 0.5)
+    assert replace(grid, variance_preserving=False).outside(x, 3.0) is x
+    assert_close(grid.inside(grid.outside(x, 3.0), 3.0), x)
 
 
 @pytest.mark.parametrize(
