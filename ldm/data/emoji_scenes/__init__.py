@@ -9,6 +9,9 @@ from typing import Any
 
 _HOMES = {
     "EmojiScenes": "generator",
+    "World": "world",
+    "FULL": "world",
+    "splits_of": "generator",
     "HoldOut": "splits",
     "SPLITS": "splits",
     "Scene": "scene",
@@ -22,6 +25,7 @@ _HOMES = {
     "holds": "geometry",
     "words": "lexicon",
     "negatives": "near_misses",
+    "Keyed": "keyed",
     "NOUNS": "nouns",
 }
 __all__ = [*_HOMES]

@@ -6,15 +6,17 @@ from dataclasses import replace
 from ldm.data.emoji_scenes.keyed import Keyed
 from ldm.data.emoji_scenes.plan import Plan
 from ldm.data.emoji_scenes.splits import HoldOut
-from ldm.data.emoji_scenes.vocabulary import COLOURS, COUNTS, SPATIAL, SYMMETRIC
+from ldm.data.emoji_scenes.vocabulary import COUNTS, SPATIAL, SYMMETRIC
+from ldm.data.emoji_scenes.world import FULL, World
 
 
-def negatives(plan: Plan, draw: Keyed, held: HoldOut | None = None) -> list[Plan]:
+def negatives(plan: Plan, draw: Keyed, held: HoldOut | None = None, world: World = FULL) -> list[Plan]:
     """Plans that differ in one fact: nouns exchanged, another relation, colour or count.
 
     held: leave out what training must not show, also not in words; None keeps all.
     """
-    changed = [*_exchanged(plan), *_related(plan), *_coloured(plan, draw), *_counted(plan, draw)]
+    turned = [other for other in _related(plan) if all(link.relation in world.recipes for link in other.links)]
+    changed = [*_exchanged(plan), *turned, *_coloured(plan, draw, world.colours), *_counted(plan, draw)]
     return [other for other in changed if held is None or held.allowed(other)]
 
 
@@ -40,10 +42,10 @@ def _related(plan: Plan) -> Iterator[Plan]:
             yield replace(plan, links=tuple(links))
 
 
-def _coloured(plan: Plan, draw: Keyed) -> Iterator[Plan]:
+def _coloured(plan: Plan, draw: Keyed, colours: tuple[str, ...]) -> Iterator[Plan]:
     for number, thing in enumerate(plan.things):
         if thing.colour:
-            other = draw.pick([colour for colour in COLOURS if colour != thing.colour])
+            other = draw.pick([colour for colour in colours if colour != thing.colour])
             things = list(plan.things)
             things[number] = replace(thing, colour=other)
             yield replace(plan, things=tuple(things))

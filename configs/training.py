@@ -1,0 +1,196 @@
+"""What a training run is made of, as values: the tables of a run file (`configs/runs/*.toml`). Standard library only.
+
+Each checks its own values: ValueError beginning with the name of the field.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from configs.architecture import AutoencoderConfig, DiffusionConfig, TextEncoderConfig, UNetConfig
+
+
+def _require(fits: bool, name: str, value: object, wanted: str) -> None:
+    if not fits:
+        raise ValueError(f"{name} = {value!r} is out of range, expected {wanted}")
+
+
+def _at_least(low: float, config: object, *names: str) -> None:
+    for name in names:
+        _require(getattr(config, name) >= low, name, getattr(config, name), f"at least {low}")
+
+
+def _share(config: object, *names: str) -> None:
+    for name in names:
+        _require(0 <= getattr(config, name) <= 1, name, getattr(config, name), "a share from 0 to 1")
+
+
+def _above_zero(config: object, *names: str) -> None:
+    for name in names:
+        _require(getattr(config, name) > 0, name, getattr(config, name), "above 0")
+
+
+def _widths(config: object, name: str) -> None:
+    widths = getattr(config, name)
+    _require(len(widths) > 0 and min(widths) > 0, name, widths, "one width above 0 for each level")
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """Which part of the world of emoji scenes a model learns; an empty tuple is all of it.
+
+    recipes: names of the kinds of scenes, see `ldm.data.emoji_scenes.sampling`; a model's relations follow from them.
+    """
+
+    nouns: tuple[str, ...] = ()
+    colours: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
+    styles: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, its rate rising over `warmup` steps and then falling to `floor * rate` along a cosine, or constant."""
+
+    rate: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    clip: float = 1.0  # norm of the whole gradient; 0: not clipped
+    warmup: int = 500
+    schedule: Literal["cosine", "constant"] = "cosine"
+    floor: float = 0.01
+
+    def __post_init__(self) -> None:
+        _above_zero(self, "rate")
+        _at_least(0, self, "weight_decay", "clip", "warmup")
+        _share(self, "floor")
+        _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "two numbers from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long and how a stage is trained, and what it leaves on disk. All counts are in optimizer steps."""
+
+    steps: int = 1000
+    batch: int = 64  # examples a step, over all processes and accumulated parts
+    accumulation: int = 1
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: float = 0.0  # largest decay of the averaged weights, 0: none are kept
+    precision: Literal["no", "bf16"] = "bf16"
+    checkpoint_every: int = 500
+    keep: int = 2  # newest checkpoints that stay on disk
+    sample_every: int = 500
+    log_every: int = 20
+    workers: int = 0  # processes that make examples ahead of time
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "steps", "batch", "accumulation", "checkpoint_every", "keep", "sample_every", "log_every")
+        _at_least(0, self, "workers")
+        divides = self.batch % self.accumulation == 0
+        _require(divides, "accumulation", self.accumulation, f"a divisor of batch = {self.batch}")
+        _require(0 <= self.ema < 1, "ema", self.ema, "a decay from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """The network whose features measure perceptual distance: which glyphs does a picture show, in which colours?"""
+
+    channels: tuple[int, ...] = (32, 64, 96, 128)
+    loop: LoopConfig = LoopConfig()
+
+    def __post_init__(self) -> None:
+        _widths(self, "channels")
+
+
+@dataclass(frozen=True)
+class AutoencoderStage:
+    """The autoencoder: L1 + perceptual + KL, and from the share `adversarial_from` of its steps on a discriminator."""
+
+    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    crop: int = 64  # pixels; 0: whole pictures
+    whole_from: float = 1.0  # share of the steps from which whole pictures are used
+    perceptual: float = 0.5
+    kl: float = 1e-6  # of the divergence summed over a picture's latents, against a mean over its pixels
+    latent_noise: float = 0.05  # added to the latents before decoding, in their standard deviations
+    adversarial: float = 0.5
+    adversarial_from: float = 0.6
+    discriminator_channels: int = 32
+    discriminator_rate: float = 2e-4
+    loop: LoopConfig = LoopConfig()
+
+    def __post_init__(self) -> None:
+        _at_least(0, self, "crop", "perceptual", "kl", "latent_noise", "adversarial")
+        _share(self, "adversarial_from")
+        _at_least(1, self, "discriminator_channels")
+        _above_zero(self, "discriminator_rate")
+        factor = 2 ** (len(self.model.channels) - 1)
+        _require(self.crop % factor == 0, "crop", self.crop, f"a multiple of {factor}, or 0")
+
+
+@dataclass(frozen=True)
+class TextStage:
+    """The text encoder, trained to tell which caption belongs to which picture. `model.vocabulary` is filled in."""
+
+    model: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    negatives: int = 3  # captions nearly right, by picture
+    image_channels: tuple[int, ...] = (32, 64, 128, 192)
+    image_size: int = 64  # pixels of the pictures it sees
+    loop: LoopConfig = LoopConfig()
+
+    def __post_init__(self) -> None:
+        _at_least(0, self, "negatives")
+        _at_least(1, self, "image_size")
+        _widths(self, "image_channels")
+
+
+@dataclass(frozen=True)
+class DenoiserStage:
+    """The U-Net, with the text encoder at `text_rate` times its rate.
+
+    ln sigma is normal with `sigma_mean` and `sigma_std`; `empty` is the share of examples without their caption.
+    pool: scenes encoded beforehand and used again and again, each time with a new caption; 0: every scene is new.
+    """
+
+    model: UNetConfig = field(default_factory=UNetConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    sigma_mean: float = 0.8
+    sigma_std: float = 1.4
+    empty: float = 0.1
+    text_rate: float = 0.2
+    pool: int = 0
+    loop: LoopConfig = LoopConfig()
+
+    def __post_init__(self) -> None:
+        _above_zero(self, "sigma_std")
+        _share(self, "empty")
+        _at_least(0, self, "text_rate", "pool")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A model of emoji scenes from nothing: its stages in the order they are trained."""
+
+    name: str
+    size: int = 128  # pixels
+    seed: int = 0
+    world: WorldConfig = WorldConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    autoencoder: AutoencoderStage = AutoencoderStage()
+    text: TextStage = TextStage()
+    denoiser: DenoiserStage = DenoiserStage()
+
+    def __post_init__(self) -> None:
+        plain = re.fullmatch(r"\w[\w.-]*", self.name) is not None
+        _require(plain, "name", self.name, "letters, digits and - _ . only: it becomes a folder")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+        vae, unet, text = self.autoencoder.model, self.denoiser.model, self.text.model
+        factor = 2 ** (len(vae.channels) - 1)
+        _require(self.size > 0 and self.size % factor == 0, "size", self.size, f"a multiple of {factor}, in pixels")
+        _require(self.autoencoder.crop <= self.size, "autoencoder.crop", self.autoencoder.crop, f"up to {self.size}")
+        latents = f"autoencoder.model.latent_channels = {vae.latent_channels}"
+        _require(unet.in_channels == vae.latent_channels, "denoiser.model.in_channels", unet.in_channels, latents)
+        _require(unet.out_channels == vae.latent_channels, "denoiser.model.out_channels", unet.out_channels, latents)
+        width = f"text.model.width = {text.width}"
+        _require(unet.context_dim == text.width, "denoiser.model.context_dim", unet.context_dim, width)
