@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioning import Conditioning, text_time_vector
+from ldm.vocabulary import Vocabulary
 from text_encoder import CLIPTextEncoder, PairedTextEncoder
 from unet import UNet
 from vae import AutoencoderKL
@@ -23,6 +24,7 @@ class LatentDiffusion:
         names of what is saved, and no network asks for it.
     model_index: other entries of the checkpoint's `model_index.json`, such as `force_zeros_for_empty_prompt`.
     source: the folder or hub id it came from, "" for a model made in memory.
+    vocabulary: the words it knows, None where nobody has counted them.
     """
 
     autoencoder: AutoencoderKL
@@ -32,6 +34,7 @@ class LatentDiffusion:
     family: str = "sd1"
     model_index: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    vocabulary: Vocabulary | None = None
 
     def network(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The U-Net as the denoiser calls it: x (b, c, h, w), t (b,) -> (b, c, h, w)."""

@@ -50,7 +50,7 @@ class Pipeline(ABC):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_hub_id: Any,
+        path_or_hub_id: Any = None,
         *,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
@@ -58,7 +58,7 @@ class Pipeline(ABC):
         variant: str | None = None,
         **options: Any,
     ) -> Self:
-        """Loads a folder in diffusers format, or a hub id, which is downloaded first.
+        """Loads a folder in diffusers format, or a hub id, which is downloaded first; by default the embedded model.
 
         dtype: precision of the weights (`torch_dtype` is accepted too); by default bfloat16 or float16 on CUDA, float32
             on the CPU. device: CUDA where there is one, else the CPU. variant: such as "fp16".
@@ -68,8 +68,9 @@ class Pipeline(ABC):
 
         Raises FileNotFoundError when nothing is there, ValueError when it cannot be used; both say what to do.
         """
-        from ldm.checkpoint import load_folder, resolve
+        from ldm.checkpoint import embedded, load_folder, resolve
 
+        path_or_hub_id = embedded() if path_or_hub_id is None else path_or_hub_id
         device, dtype = as_device(device), dtype if dtype is not None else torch_dtype
         precision = default_dtype(device) if dtype is None else as_dtype(dtype)
         where = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
@@ -214,12 +215,25 @@ class Pipeline(ABC):
     def start(self, request: TextToImageRequest) -> Stream:
         """The steps of a request, ready to be taken."""
         interruptions = self._interruptions
+        request = self._settled(request)
         if not self._offload:
             self.to(self.device)
         problem = self.prepare(request)
         check_names(request, problem)
         self.num_timesteps = problem.steps
         return Stream(self._run(request, problem, interruptions), problem.steps)
+
+    def _settled(self, request: TextToImageRequest) -> TextToImageRequest:
+        """The request with the model's own defaults where it says nothing; warns of words the model does not know."""
+        from ldm.checkpoint import is_embedded
+
+        vocabulary, source, given = self.model.vocabulary, self.model.source, self.sampler is not None
+        if vocabulary is None:
+            return request.completed({})
+        if note := vocabulary.warning(request.texts, "" if is_embedded(source) else source):
+            warnings.warn(note, stacklevel=5)  # where the person calls the pipeline
+        own = {name: value for name, value in vocabulary.defaults.items() if not (name == "sampler" and given)}
+        return request.completed(own)
 
     def finish(self, stream: Stream) -> Result:
         """Takes all steps under a progress bar."""

@@ -1,17 +1,18 @@
 """A request for pictures: every argument of a call, checked, as one frozen value."""
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelines.checks import check_choices, check_noise, check_numbers, check_prompts
-from text_encoder.prompt import Syntax
+from text_encoder.prompt import Syntax, parse
 
 Size = tuple[int, int]
+STEPS = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +21,9 @@ class TextToImageRequest:
 
     prompt, negative_prompt: one text or a list, of the same kind. The negative prompt acts only under guidance.
     height, width: pixels, divisible by 8; by default what the model was trained at.
-    num_inference_steps: denoising steps (50). `timesteps` or `sigmas` give the grid itself instead.
-    guidance_scale: w of classifier-free guidance, on above 1 (7.5; SDXL 5.0); or `gamma` = w - 1, never both.
+    num_inference_steps: denoising steps (the model's own number, or 50). `timesteps` or `sigmas` give the grid itself.
+    guidance_scale: w of classifier-free guidance, on above 1 (the model's own weight, or 7.5; SDXL 5.0); or
+        `gamma` = w - 1, never both.
     guidance_rescale: how much of the unguided contrast is restored, 0 to 1 (Lin et al., arXiv 2305.08891).
     guidance_interval: (low, high) noise levels sigma between which guidance acts, everywhere by default.
     num_images_per_prompt: pictures of each prompt, next to each other in the result.
@@ -34,7 +36,7 @@ class TextToImageRequest:
     original_size, crops_coords_top_left, target_size, negative_*: SDXL's size conditions, (height, width) pixels.
     aesthetic_score, negative_aesthetic_score: the refiner's condition.
     sampler: a name such as "dpmpp_2m", "DPM++ 2M Karras" or "DPMSolverMultistepScheduler", a `scheduler_config.json` as
-        a dictionary, or a scheduler object of diffusers; by default what the checkpoint names.
+        a dictionary, or a scheduler object of diffusers; by default what the model names.
     grid: "karras", "exponential", "beta" or "ays" noise levels instead of the sampler's own.
     eta: share of fresh noise in DDIM and TCD, 0 to 1; other samplers ignore it, as in diffusers.
     prompt_syntax: "plain", or "a1111" for `(word:1.3)`, `[word]` and BREAK.
@@ -46,7 +48,7 @@ class TextToImageRequest:
     prompt: str | list[str] | None = None
     height: int | None = None
     width: int | None = None
-    num_inference_steps: int = 50
+    num_inference_steps: int | None = None
     timesteps: Sequence[float] | None = None
     sigmas: Sequence[float] | None = None
     guidance_scale: float | None = None
@@ -93,6 +95,22 @@ class TextToImageRequest:
     def prompts(self) -> list[str] | None:
         """The prompts as a list, None when embeddings stand in for them."""
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def texts(self) -> Iterator[str]:
+        """Every text of the request as the text encoders read it, without weights."""
+        for given in (self.prompt, self.negative_prompt, self.prompt_2, self.negative_prompt_2):
+            for text in [given] if isinstance(given, str) else given or ():
+                sections = [[(text, 1.0)]] if self.prompt_syntax == "plain" else parse(text)
+                yield " ".join("".join(part for part, _ in section) for section in sections)
+
+    def completed(self, defaults: Mapping[str, Any]) -> "TextToImageRequest":
+        """With a model's defaults for arguments that are not given."""
+        guided = self.guidance_scale is not None or self.gamma is not None
+        given = {"guidance_scale": guided, "num_inference_steps": self.num_inference_steps is not None}
+        given["sampler"] = self.sampler is not None
+        values = {"num_inference_steps": STEPS, **defaults}
+        return replace(self, **{name: value for name, value in values.items() if not given[name]})
 
     @property
     def batch(self) -> int:

@@ -30,7 +30,7 @@ DEFAULT_GUIDANCE = {"sdxl": 5.0, "sdxl_refiner": 5.0}  # 7.5 elsewhere, both as 
 class TextToImagePipeline(Pipeline):
     """Draws pictures of prompts with any Stable Diffusion 1.x, 2.x or SDXL model.
 
-        pipe = TextToImagePipeline.from_pretrained("path/to/model")
+        pipe = TextToImagePipeline.from_pretrained()  # the embedded model, or a path or hub id
         pipe("a cat holding a banana", guidance_scale=7.5, seed=1).images[0].save("cat.png")
 
     The arguments are those of `TextToImageRequest`; where diffusers has the name, it has the meaning, and the same
@@ -140,7 +140,7 @@ def lay_out(
 ) -> tuple[Grid, int]:
     """The grid of the request, and how many of its steps to take: `denoising_end` leaves the rest to a refiner."""
     given = request.timesteps is not None or request.sigmas is not None
-    steps = None if given else int(request.num_inference_steps)
+    steps = None if given else request.num_inference_steps
     grid = sampling.grid(schedule, steps, timesteps=request.timesteps, sigmas=request.sigmas)
     if request.denoising_end in (None, 1):
         return grid, grid.steps

@@ -3,7 +3,14 @@
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"load_folder": "folder", "resolve": "hub", "save_folder": "save", "weights_hash": "hash"}
+_HOMES = {
+    "embedded": "hub",
+    "is_embedded": "hub",
+    "load_folder": "folder",
+    "resolve": "hub",
+    "save_folder": "save",
+    "weights_hash": "hash",
+}
 
 
 def __getattr__(name: str) -> Any:

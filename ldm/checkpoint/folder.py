@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from configs import interchange
 from configs.architecture import TextEncoderConfig, UNetConfig
@@ -17,6 +18,7 @@ from ldm.checkpoint.mend import mended_scheduler, mended_unet
 from ldm.checkpoint.overrides import checked
 from ldm.checkpoint.weights import Entry, load_weights, main_dtype, read_headers
 from ldm.model import LatentDiffusion
+from ldm.vocabulary import read_vocabulary
 from text_encoder import LAST, PENULTIMATE, CLIPTextEncoder, CLIPTextModel, PairedTextEncoder, Tokenizer
 from text_encoder.clip import canonical_keys as canonical_text_keys
 from unet import UNet
@@ -77,6 +79,7 @@ def load_folder(
         family=family_of(unet.config, 2 if isinstance(encoder, PairedTextEncoder) else 1),
         model_index={k: v for k, v in folder.index.items() if not isinstance(v, list) and k != "_diffusers_version"},
         source=str(path),
+        vocabulary=read_vocabulary(root),
     )
 
 
@@ -153,11 +156,23 @@ def _read(folder: Path, from_json: Callable[[dict[str, Any]], T], json: dict[str
 def _on_meta(folder: Path, network: Callable[[C], T], config: C) -> T:
     """`network(config)` without memory for its weights; a configuration from a file may be any nonsense."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Uninitialised():
             return network(config)
     except Exception as error:
         detail = f"{type(error).__name__}: {error}"
         raise ValueError(f"{folder / 'config.json'} describes no network that can be built ({detail})") from None
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out the initial values of weights, which a file will give.
+
+    On meta there is nothing to fill, yet random initial values make torch import its compiler there: a whole second.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _model_index(root: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,26 @@ from ldm.checkpoint.files import has_variant, weight_stem
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 OTHERS = ("tokenizer", "tokenizer_2", "scheduler")
+
+
+def embedded() -> Path:
+    """The folder of the model that comes with this package. FileNotFoundError where a build leaves it out."""
+    folder = _embedded_folder()
+    if not (folder / "model_index.json").exists():
+        raise FileNotFoundError(
+            f"no model is named, and this build has no embedded one ({folder} is not there): name a folder in "
+            "diffusers format or a hub id such as org/name, in a shell with --model"
+        )
+    return folder
+
+
+def is_embedded(source: str | Path) -> bool:
+    """Whether a model's source is the embedded one."""
+    return Path(source) == _embedded_folder()
+
+
+def _embedded_folder() -> Path:
+    return Path(str(resources.files("ldm"))) / "weights" / "emoji-scenes"
 
 
 def resolve(
@@ -79,7 +100,11 @@ def _contents(folder: Path) -> str:
 
 def _download(repo: str, variant: str | None, prefix: str, options: dict[str, Any]) -> Path:
     """Two steps: what has the variant, then the plain files of the parts that turn out to lack it."""
-    configs = [f"{prefix}model_index.json", *(f"{prefix}{part}/*.json" for part in NETWORKS + OTHERS)]
+    configs = [
+        f"{prefix}model_index.json",
+        f"{prefix}vocabulary.json",
+        *(f"{prefix}{part}/*.json" for part in NETWORKS + OTHERS),
+    ]
     texts = [f"{prefix}{part}/*.txt" for part in OTHERS]
     weights = [name for part in NETWORKS for name in _patterns(prefix, part, variant)]
     root = _snapshot(repo, [*configs, *texts, *weights], options)

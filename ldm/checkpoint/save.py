@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from configs import interchange
 from ldm.checkpoint.files import weight_stem
 from ldm.model import LatentDiffusion
+from ldm.vocabulary import write_vocabulary
 from text_encoder import CLIPTextEncoder, PairedTextEncoder
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -95,6 +96,8 @@ def _write(model: LatentDiffusion, folder: Path, writer: "_Writer") -> None:
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", model.scheduler_config)
     _write_json(folder / "model_index.json", _model_index(model, encoders))
+    if model.vocabulary is not None:
+        write_vocabulary(model.vocabulary, folder)
 
 
 def _text_encoders(model: LatentDiffusion) -> dict[str, CLIPTextEncoder]:

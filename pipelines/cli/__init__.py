@@ -1,8 +1,9 @@
 """The command `ldm`. Nothing heavy is imported before a picture is drawn."""
 
+import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pipelines.cli import parser
 from pipelines.cli.interrupt import CtrlC
@@ -31,8 +32,8 @@ def _guarded(arguments: list[str], ctrl_c: CtrlC) -> int:
     except BrokenPipeError:
         _drop_output()
         return CLOSED_OUTPUT
-    except KeyboardInterrupt:
-        return _complain("interrupted; nothing unfinished was kept", INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        return _complain(str(stop) or "interrupted; nothing unfinished was kept", INTERRUPTED)
     except Exception as error:
         if "--debug" in arguments:
             import traceback
@@ -53,15 +54,52 @@ def _run(arguments: list[str], ctrl_c: CtrlC) -> int:
 
         print(version_line())
         return DONE
-    if args.command == "doctor":
-        from pipelines.cli.doctor import doctor
+    status = COMMANDS[args.command](args, ctrl_c)
+    ctrl_c.check()
+    return status
 
-        return doctor(as_json=args.json)
+
+def _generate(args: argparse.Namespace, ctrl_c: CtrlC) -> int:
     from pipelines.cli.generate import generate
 
     generate(args, ctrl_c.check)
-    ctrl_c.check()
     return DONE
+
+
+def _doctor(args: argparse.Namespace, _: CtrlC) -> int:
+    from pipelines.cli.doctor import doctor
+
+    return doctor(as_json=args.json)
+
+
+def _evaluate(args: argparse.Namespace, _: CtrlC) -> int:
+    from pipelines.cli.evaluate import evaluate
+
+    evaluate(args)
+    return DONE
+
+
+def _train(args: argparse.Namespace, _: CtrlC) -> int:
+    from pipelines.cli.train import train
+
+    train(args)
+    return DONE
+
+
+def _vocabulary(args: argparse.Namespace, _: CtrlC) -> int:
+    from pipelines.cli.vocabulary import vocabulary
+
+    vocabulary(args)
+    return DONE
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, CtrlC], int]] = {
+    "generate": _generate,
+    "doctor": _doctor,
+    "evaluate": _evaluate,
+    "train": _train,
+    "vocabulary": _vocabulary,
+}
 
 
 def explained(error: Exception) -> tuple[str, int]:

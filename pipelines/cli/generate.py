@@ -48,7 +48,7 @@ def draw(args: argparse.Namespace, check: Callable[[], None]) -> Iterator[dict[s
         options["negative_prompt"] = as_utf8(args.negative_prompt)
     if args.size is not None:
         options["width"], options["height"] = args.size
-    require_model(args.model)
+    args.model = args.model or embedded_model()
     places = [place(args.output, prompt, seed, i) for i, seed in enumerate(seeds)]
     require_writable(places[0])
     pipe = load(args)
@@ -86,11 +86,15 @@ def as_utf8(text: str) -> str:
         return text  # the tokenizer says what is wrong with it
 
 
-def require_model(model: str | None) -> None:
-    if not model:
-        raise ValueError(
-            "no model is named: add --model and a folder in diffusers format, or a hub id such as org/name"
-        )
+def embedded_model() -> Path:
+    """The model drawn with where none is named. Raises ValueError where this build has none."""
+    from ldm.checkpoint import embedded
+
+    try:
+        folder: Path = embedded()
+    except OSError as error:
+        raise ValueError(str(error)) from error
+    return folder
 
 
 def place(output: str | None, prompt: str, seed: int, index: int) -> Path:
@@ -158,10 +162,13 @@ def print_path(path: str) -> None:
 
 @contextmanager
 def notes(quiet: bool) -> Iterator[None]:
-    """Warnings as short notes without their place in the code, or, when quiet, not at all."""
+    """Warnings as short notes without their place in the code, each once, or, when quiet, not at all."""
+    shown = set[str]()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"ldm: note: {message}", file=sys.stderr)
+        if str(message) not in shown:
+            print(f"ldm: note: {message}", file=sys.stderr)
+        shown.add(str(message))
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -9,19 +9,27 @@ from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T", int, float)
 
-COMMANDS = ("generate", "doctor", "help")
+MODEL_HELP = "folder in diffusers format, or a hub id such as org/name (default: the embedded model of emoji scenes)"
+
+STAGES = ("classifier", "autoencoder", "text", "denoiser")
 
 DESCRIPTION = """\
-Draws pictures of what you describe, with a Stable Diffusion 1.x, 2.x or SDXL model.
+Draws pictures of what you describe, with the embedded model of emoji scenes or any Stable Diffusion 1.x, 2.x or SDXL
+model.
 
+  ldm "a cat holding a banana"
+  ldm "a blue owl left of a book at the beach" -n 4 --seed 7 -o "owls/{seed}.png"
   ldm "a cat holding a banana" --model path/to/model
   ldm "a cat holding a banana" --model path/to/model --steps 30 --guidance-scale 7.5 --seed 7 --size 512x768 -o out.png
   ldm a cat holding a banana -m path/to/model --sampler dpmpp_2m --karras --negative "blurry" -n 4 --json
   echo "a cat holding a banana" | ldm - -m path/to/model -o "cats/{seed}.png"
 """
 COMMANDS_HELP = """\
-commands (the first word is one only if it names one):
+commands (the first word is one only if it names one; `ldm help COMMAND` tells more):
   generate PROMPT       draw; the word can be left out (`ldm generate doctor` and `ldm -- doctor` draw a doctor)
+  vocabulary            list what the embedded model can draw
+  evaluate              measure how often a model draws what it is asked for
+  train RUN             train a model of emoji scenes from a run file
   doctor                show versions, devices and where the packages come from
   help                  show this
 
@@ -32,13 +40,15 @@ Exit status: 0 done, 1 failed while running, 2 bad input, 130 interrupted, 141 o
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The arguments with the command's name; SystemExit after printing help or a usage error."""
-    command = arguments[0] if arguments and arguments[0] in COMMANDS else None
-    if command == "doctor":
-        return _doctor_parser().parse_args(arguments[1:], argparse.Namespace(command="doctor", version=False))
-    parser = _generate_parser()
+    command = arguments[0] if arguments and arguments[0] in (*PARSERS, "help") else None
+    topic = arguments[1] if command == "help" and arguments[1:] and arguments[1] in PARSERS else "generate"
     if command == "help" or not arguments:
-        (_doctor_parser() if arguments[1:] == ["doctor"] else parser).print_help()
+        parser = PARSERS[topic]()
+        parser.print_help()
         parser.exit()
+    if command not in (None, "generate"):
+        return PARSERS[command]().parse_args(arguments[1:], argparse.Namespace(command=command, version=False))
+    parser = _generate_parser()
     options, words = _split(arguments[1:] if command else arguments)
     args = parser.parse_intermixed_args(options, argparse.Namespace(command="generate"))
     args.words += words
@@ -60,14 +70,15 @@ class Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file)
 
     def error(self, message: str) -> NoReturn:
-        hint = "; a prompt that begins with - goes behind --" if "unrecognized" in message else ""
-        self.exit(2, f"ldm: {message}{hint} (see ldm --help)\n")
+        prompt = "; a prompt that begins with - goes behind --" if self.prog == "ldm" else f"; {self.epilog}"
+        hint = prompt if "unrecognized" in message else ""
+        self.exit(2, f"ldm: {message}{hint} (see {self.prog} --help)\n")
 
 
 def _generate_parser() -> Parser:
     parser = Parser(
         prog="ldm",
-        usage='ldm "PROMPT" --model PATH [options]\n       ldm doctor',
+        usage='ldm "PROMPT" [options]\n       ldm vocabulary | evaluate | train | doctor | help [options]',
         description=DESCRIPTION,
         epilog=COMMANDS_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -82,7 +93,7 @@ def _generate_parser() -> Parser:
 
 
 def _add_picture(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("-m", "--model", metavar="PATH", help="folder in diffusers format, or a hub id such as org/name")
+    group.add_argument("-m", "--model", metavar="PATH", help=MODEL_HELP)
     group.add_argument("--negative", dest="negative_prompt", metavar="TEXT", help="what to keep out of the picture")
     group.add_argument("--size", type=size, metavar="WxH", help="width x height in pixels (default: the model's)")
     group.add_argument("--seed", type=seed, metavar="N", help="the same seed gives the same picture (default: random)")
@@ -93,13 +104,17 @@ def _add_picture(group: argparse._ArgumentGroup) -> None:
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--steps", type=positive, dest="num_inference_steps", metavar="N", help="denoising steps (default: 50)"
+        "--steps",
+        type=positive,
+        dest="num_inference_steps",
+        metavar="N",
+        help="denoising steps (default: the model's, or 50)",
     )
     group.add_argument(
         "--guidance-scale",
         type=finite,
         metavar="W",
-        help="how closely to follow the prompt; 1 is off (default: 7.5, SDXL 5)",
+        help="how closely to follow the prompt; 1 is off (default: the model's, or 7.5, SDXL 5)",
     )
     group.add_argument("--sampler", metavar="NAME", help="such as dpmpp_2m, euler_a or ddim (default: the model's)")
     group.add_argument("--karras", action="store_const", const="karras", dest="grid", help="Karras noise levels")
@@ -128,16 +143,79 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 
 def _doctor_parser() -> Parser:
-    parser = Parser(
-        prog="ldm doctor",
-        description="Shows versions, devices and where the packages come from. "
+    parser = _command(
+        "doctor",
+        "Shows versions, devices and where the packages come from. "
         "Exit status 1 if another distribution shadows one of the packages.",
-        epilog="To draw a doctor: ldm generate doctor",
-        allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
+    return parser
+
+
+def _vocabulary_parser() -> Parser:
+    parser = _command("vocabulary", "Lists the words that a model was trained on: what it can draw.")
+    parser.add_argument("-m", "--model", metavar="PATH", help=MODEL_HELP)
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    return parser
+
+
+def _evaluate_parser() -> Parser:
+    from pipelines.cli.evaluate import add_arguments
+
+    parser = _command("evaluate", "Measures how often a model draws what it is asked for.")
+    add_arguments(parser)
+    return parser
+
+
+def _train_parser() -> Parser:
+    parser = _command(
+        "train",
+        "Trains a model of emoji scenes from nothing, stage by stage. What is finished is not done again, and what was "
+        "interrupted goes on from its newest checkpoint. On several processes: "
+        "accelerate launch -m pipelines.cli train RUN",
+    )
+    parser.add_argument("run", nargs="?", metavar="RUN", help="run file (.toml or .json), or the name of a shipped one")
+    parser.add_argument("--list", action="store_true", help="list the run files that are shipped")
+    parser.add_argument(
+        "--stage",
+        type=stages,
+        action="extend",
+        metavar="NAME[,NAME]",
+        help=f"of {', '.join(STAGES)} only these (default: all that are not finished)",
+    )
+    parser.add_argument("-o", "--output", metavar="DIR", help="folder for all that is made (default: runs/NAME)")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        metavar="MODEL",
+        help="go on from a model of the same run file: train its denoiser further",
+    )
+    parser.add_argument(
+        "--steps", type=positive, metavar="N", help="end stages after N steps, to try a run; without it they go on"
+    )
+    parser.add_argument("--fresh", action="store_true", help="begin these stages anew instead of going on")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    return parser
+
+
+def _command(name: str, description: str) -> Parser:
+    parser = Parser(
+        prog=f"ldm {name}",
+        description=description,
+        epilog=f"To draw a picture of the word: ldm generate {name}",
+        allow_abbrev=False,
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+PARSERS: dict[str, Callable[[], Parser]] = {
+    "generate": _generate_parser,
+    "doctor": _doctor_parser,
+    "evaluate": _evaluate_parser,
+    "train": _train_parser,
+    "vocabulary": _vocabulary_parser,
+}
 
 
 # kinds of values; argparse shows the text of ArgumentTypeError
@@ -165,6 +243,15 @@ def positive(text: str) -> int:
 
 def natural(text: str) -> int:
     return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
+
+
+def stages(text: str) -> list[str]:
+    """Names of stages, separated by commas."""
+    names = text.split(",")
+    for name in names:
+        if name not in STAGES:
+            raise argparse.ArgumentTypeError(f"{name!r} is no stage: there are {', '.join(STAGES)}")
+    return names
 
 
 def finite(text: str) -> float:

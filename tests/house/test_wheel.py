@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("configs", "vae", "text_encoder", "unet", "ldm", "pipelines")
 DATA = {
     *(f"{package}/py.typed" for package in PACKAGES),
+    "configs/runs/emoji-base.toml",
+    "configs/runs/emoji-small.toml",
     "text_encoder/clip_vocabulary/LICENSE",
     "text_encoder/clip_vocabulary/merges.txt.gz",
     "ldm/data/emoji_scenes/atlas/LICENSE",

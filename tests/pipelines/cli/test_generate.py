@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm.checkpoint import hub
+from ldm.vocabulary import Vocabulary, write_vocabulary
 from pipelines import TextToImagePipeline
 from pipelines.result import read_record
 
@@ -158,12 +161,31 @@ def test_unwritable_folder_is_found_before_drawing(draw: Command, tmp_path: Path
 @pytest.mark.parametrize(
     ("model", "words"), [("missing", "there is no folder missing"), (".", "model_index.json"), (None, "--model")]
 )
-def test_missing_model(ldm: Command, tmp_path: Path, model: str | None, words: str) -> None:
+def test_missing_model(
+    ldm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str | None, words: str
+) -> None:
+    monkeypatch.setattr(hub, "_embedded_folder", lambda: tmp_path / "left out")
     ran = ldm("a cat", *(["-m", model] if model else []), "--json", "-o", "new/out.png")
     assert (ran.status, json.loads(ran.out)) == (2, {"images": []})
     assert words in ran.err
     assert "Traceback" not in ran.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_model_the_embedded_one_draws(
+    ldm: Command, tiny_sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "embedded"
+    shutil.copytree(tiny_sd_folder, folder)
+    write_vocabulary(Vocabulary(words=("a", "cat", "and", "dog"), defaults={"num_inference_steps": 2}), folder)
+    monkeypatch.setattr(hub, "_embedded_folder", lambda: folder)
+    line = ("a catt and a dog", "-n", "2", "--seed", "1", "--device", "cpu")
+    ran = ldm(*line, "--json")
+    images = json.loads(ran.out)["images"]
+    assert [(image["record"]["model"], image["record"]["steps"]) for image in images] == [("embedded", 2)] * 2
+    note = 'ldm: note: the model has never seen "catt" (near: cat); `ldm vocabulary` lists what it can draw\n'
+    assert ran.err == note  # once for both pictures
+    assert ldm(*line, "-q").err == ""
 
 
 def test_debug_shows_the_traceback(ldm: Command) -> None:

@@ -18,7 +18,9 @@ from pipelines.cli import parser
         (["generate", "generate"], "generate"),
         (["the", "doctor"], "the doctor"),
         (["-m", "folder", "doctor"], "doctor"),
-        (["train"], "train"),
+        (["generate", "vocabulary"], "vocabulary"),
+        (["trains"], "trains"),
+        (["the", "train"], "the train"),
         (["a", "--", "-5", "degrees", "--steps"], "a -5 degrees --steps"),
         (["-"], "-"),
     ],
@@ -71,7 +73,11 @@ def test_every_option_is_read() -> None:
         (["a", "--step", "3"], "unrecognized"),  # no abbreviations: they would change meaning as options are added
         (["generate"], "say what to draw"),
         (["--json"], "say what to draw"),
-        (["doctor", "who"], "see ldm"),
+        (["doctor", "who"], "To draw a picture of the word: ldm generate doctor (see ldm doctor --help)"),
+        (["train", "at", "night"], "To draw a picture of the word: ldm generate train"),
+        (["train", "run", "--stage", "unet"], "'unet' is no stage: there are classifier, autoencoder, text, denoiser"),
+        (["train", "run", "--steps", "0"], "'0' is not a whole number of at least 1"),
+        (["vocabulary", "--modle", "folder"], "unrecognized"),
     ],
 )
 def test_bad_arguments_get_one_line_and_status_2(
@@ -87,6 +93,29 @@ def test_bad_arguments_get_one_line_and_status_2(
     assert err.count("\n") == 1
 
 
+def test_options_of_the_other_commands() -> None:
+    args = parser.parse(["train", "--stage", "text,denoiser", "run.toml", "--stage", "classifier", "--steps", "5"])
+    assert (args.command, args.run, args.steps) == ("train", "run.toml", 5)
+    assert args.stage == ["text", "denoiser", "classifier"]
+    assert (args.output, args.fresh, args.list, args.no_progress) == (None, False, False, False)
+    args = parser.parse(["vocabulary", "-m", "folder", "--json"])
+    assert (args.command, args.model, args.json) == ("vocabulary", "folder", True)
+    assert parser.parse(["vocabulary"]).model is None
+    assert parser.parse(["doctor", "--json"]).command == "doctor"
+
+
+@pytest.mark.parametrize("command", ["generate", "doctor", "evaluate", "train", "vocabulary"])
+def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for line in (["help", command], [command, "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            parser.parse(line)
+        assert not stop.value.code
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    assert shown[0].startswith('usage: ldm "PROMPT"' if command == "generate" else f"usage: ldm {command} ")
+
+
 @pytest.mark.parametrize("line", [[], ["help"], ["--help"], ["-h"], ["generate", "--help"]])
 def test_help_shows_the_documented_commands(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -98,4 +127,4 @@ def test_help_shows_the_documented_commands(line: list[str], capsys: pytest.Capt
     assert len(shell) >= 3
     for command in shell:
         assert command in out or command == "ldm doctor"
-    assert "  doctor  " in out
+    assert all(f"\n  {command} " in out for command in parser.PARSERS)

@@ -16,7 +16,13 @@ from pipelines.result import read_record
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "PIL", "huggingface_hub")
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["help"], ["--version"], ["a", "--size", "1x1"], ["a"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([], ["--help"], ["help"], ["--version"], ["train", "--list"], ["help", "vocabulary"], ["help", "evaluate"]),
+        *(["a", "--size", "1x1"], ["a", "-o", "/dev/null"], ["train", "a"], ["vocabulary", "-m", "a"]),
+    ],
+)
 def test_answers_without_heavy_imports(arguments: list[str], environment: dict[str, str], tmp_path: Path) -> None:
     code = (
         f"import sys; from pipelines.cli import main; status = main({arguments!r});"
