@@ -1,0 +1,302 @@
+# mypy: no-warn-return-any
+"""The text stage: which caption belongs to which picture, also among captions that are nearly right.
+
+InfoNCE both ways (Radford et al. 2021, arXiv:2103.00020, section 2.3) with hard negatives among the captions
+(Yuksekgonul et al. 2023, arXiv:2210.01936): without them a text encoder learns which words stand there, not in what
+order.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from configs.architecture import TextEncoderConfig
+from configs.training import RunConfig
+from ldm.data.emoji_scenes import EmojiScenes, render
+from ldm.data.emoji_scenes.grammar import Teller
+from ldm.data.emoji_scenes.keyed import Keyed
+from ldm.data.emoji_scenes.near_misses import negatives
+from ldm.data.emoji_scenes.nouns import UNCOUNTED
+from ldm.data.emoji_scenes.plan import Plan
+from ldm.data.emoji_scenes.scene import Scene
+from ldm.data.emoji_scenes.vocabulary import SIGN_WORDS
+from ldm.data.emoji_scenes.world import World
+from ldm.training.stage import Batch, Player
+from text_encoder.clip import CLIPTextModel
+from text_encoder.tokenizer import Tokenizer
+from vae.pixels import from_pil
+
+_GRID = 4  # places across and down that the image tower keeps apart
+_PARTS = 8  # captions are encoded in so many groups of like length
+_TRIES = 8  # exchanges of a noun that are tried for each false caption missing
+# Relation -> role letters of its subject and object, as in `sampling.py`.
+_ROLES = {"holding": "ah", "wearing": "tw", "riding": "am", "on top of": ("", "s"), "inside": ("", "c")}
+
+
+class ContrastiveModel(nn.Module):
+    """A text and an image tower that meet in one space, as wide as the text encoder.
+
+    `text` is a plain CLIPTextModel without projection, to be saved and used on its own.
+    """
+
+    def __init__(self, config: TextEncoderConfig, image_channels: Sequence[int]):
+        super().__init__()
+        self.text = CLIPTextModel(replace(config, projection_dim=None))
+        self.projection = nn.Linear(config.width, config.width, bias=False)
+        self.image = ImageTower(image_channels, config.width)
+        self.temperature = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # log of the logits' scale
+        init_clip(self)
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """Token ids (m, n) -> (m, d) of length 1. What stands behind the end token is not read."""
+        lengths = (ids == self.text.config.eos_token_id).int().argmax(dim=1) + 1
+        order = lengths.argsort()
+        with _short_attention(ids.device):
+            parts = [self.text(ids[part, : int(lengths[part].max())])[1] for part in order.chunk(_PARTS)]
+        pooled = torch.cat(parts)[order.argsort()]
+        return F.normalize(self.projection(pooled).float(), dim=-1)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Pictures (b, 3, s, s) in [-1, 1] -> (b, d) of length 1."""
+        return F.normalize(self.image(images).float(), dim=-1)
+
+    def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """image (b, 3, s, s), ids (b, 1 + k, n) and known (b, 1 + k), the true caption first -> loss (), metrics.
+
+        Every process calls it with batches of one size: captions and pictures of all of them are told apart.
+        """
+        texts = self.embed_text(batch["ids"].flatten(0, 1)).view(*batch["known"].shape, -1)
+        images = self.embed_images(batch["image"])
+        with torch.autocast(images.device.type, enabled=False):
+            return contrast(images, texts, batch["known"], self.temperature.clamp(max=math.log(100)).exp())
+
+
+def _short_attention(device: torch.device) -> AbstractContextManager[None]:
+    """A CPU's fused attention is made for long sequences: on captions a step with it takes half as long again."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
+class ImageTower(nn.Module):
+    """A convolutional network that knows where things are: (b, 3, s, s) -> (b, width)."""
+
+    def __init__(self, channels: Sequence[int], width: int):
+        super().__init__()
+        self.stages = nn.Sequential(*(ImageStage(before, after) for before, after in pairwise((3, *channels))))
+        self.norm = nn.GroupNorm(math.gcd(16, channels[-1]), channels[-1])
+        self.out = nn.Linear(channels[-1] * _GRID**2, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.silu(self.norm(self.stages(images)))
+        return self.out(F.adaptive_avg_pool2d(x, _GRID).flatten(1))  # (b, c, 4, 4) -> (b, 16 c)
+
+
+class ImageStage(nn.Module):
+    """Half the side, then a residual step."""
+
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.down = nn.Conv2d(before, after, 3, stride=2, padding=1)
+        self.norm = nn.GroupNorm(math.gcd(16, after), after)
+        self.conv = nn.Conv2d(after, after, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        return x + self.conv(F.silu(self.norm(x)))
+
+
+def init_clip(model: ContrastiveModel) -> None:
+    """CLIP's own start for the text tower (section 2.5 of its paper's code): what a layer adds shrinks with depth."""
+    width, layers = model.text.config.width, model.text.config.layers
+    nn.init.normal_(model.text.text_model.embeddings.token_embedding.weight, std=0.02)
+    nn.init.normal_(model.text.text_model.embeddings.position_embedding.weight, std=0.01)
+    stds = dict.fromkeys(("q_proj", "k_proj", "v_proj"), width**-0.5)
+    stds |= {"out_proj": (2 * layers * width) ** -0.5, "fc1": (2 * width) ** -0.5, "fc2": (2 * layers * width) ** -0.5}
+    for name, module in model.text.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=stds[name.rpartition(".")[2]])
+            nn.init.zeros_(module.bias)
+    nn.init.normal_(model.projection.weight, std=width**-0.5)
+
+
+def contrast(images: Tensor, texts: Tensor, known: Tensor, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """This process's share of the loss, whose mean over processes is the loss of the whole batch, and its metrics.
+
+    images (b, d), texts (b, 1 + k, d) with the true caption first, known (b, 1 + k) bool, scale (). Each picture is
+    compared with all captions of all processes, each true caption with all pictures.
+    """
+    rows = known.shape[1]
+    own = torch.arange(len(images), device=images.device) + (len(images) * dist.get_rank() if _parallel() else 0)
+    to_texts = scale * images @ gather(texts).flatten(0, 1).T  # (b, B (1 + k))
+    to_texts = to_texts.masked_fill(gather(known.float()).flatten() == 0, -math.inf)
+    to_images = scale * texts[:, 0] @ gather(images).T  # (b, B)
+    loss = (F.cross_entropy(to_texts, own * rows) + F.cross_entropy(to_images, own)) / 2
+    with torch.no_grad():
+        accuracy = (to_texts.argmax(dim=1) == own * rows).float().mean()
+        near = (texts @ images.unsqueeze(-1)).squeeze(-1).masked_fill(~known, -math.inf)  # (b, 1 + k)
+        counts = known[:, 1:].any(dim=1)
+        hard = ((near.argmax(dim=1) == 0) & counts).sum() / counts.sum().clamp(min=1)
+    return loss, {"accuracy": accuracy, "hard": hard}
+
+
+def gather(x: Tensor) -> Tensor:
+    """(b, ...) of every process, one after the other -> (processes * b, ...), with gradients back to each of them."""
+    return _Gather.apply(x) if _parallel() else x  # type: ignore[no-untyped-call]
+
+
+class _Gather(torch.autograd.Function):
+    """All processes use each process's part, so that its gradient is the sum of what all of them send back."""
+
+    @staticmethod
+    def forward(context: object, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: object, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def _parallel() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class TextTraining:
+    """The stage as the trainer runs it. Raises ValueError from the networks where `run.text` does not fit together."""
+
+    def __init__(self, run: RunConfig, scenes: EmojiScenes, tokenizer: Tokenizer):
+        self.config, self.scenes, self.tokenizer = run.text, scenes, tokenizer
+        self.loop = run.text.loop
+        self.module = ContrastiveModel(text_config(run, tokenizer), run.text.image_channels)
+        self.players = [Player("text", self.module)]
+
+    def example(self, index: int) -> Batch:
+        """image (3, s, s) in [-1, 1]; ids (1 + negatives, n) int64, the true caption first; known: which rows count."""
+        scene, rows = self.scenes[index], 1 + self.config.negatives
+        captions = [scene.caption, *(text for _, text in self.false_captions(self.scenes, index, scene))]
+        known = torch.arange(rows) < len(captions)
+        ids = [self.ids(text) for text in captions + [""] * (rows - len(captions))]
+        return {"image": self._picture(scene), "ids": torch.tensor(ids), "known": known}
+
+    def samples(self, averaged: Mapping[str, nn.Module]) -> Image.Image | None:
+        """Nothing to look at."""
+        return None
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids with start, end and padding; what is too long is cut."""
+        n = self.tokenizer.max_length
+        return self.tokenizer.frame(self.tokenizer.encode(text)[: n - 2], n)
+
+    def false_captions(self, scenes: EmojiScenes, index: int, scene: Scene) -> list[tuple[str, str]]:
+        """Up to `negatives` captions of a scene's near-misses, each with the kind of its one wrong fact.
+
+        They are told as the true one is, so that nothing else differs; what is held out is not told.
+        """
+        key = (scenes.seed, scenes.split, scenes.fate, index)
+        loose = scenes.split == "train"
+        found: list[tuple[str, str]] = []
+        seen = {_meaning(scene.caption, Teller(key, scenes.held, loose=loose))}
+        for plan in _false_plans(scene.plan, Keyed("false captions", *key), scenes, self.config.negatives):
+            if len(found) == self.config.negatives:
+                break
+            teller = Teller(key, scenes.held, loose=loose)
+            text = teller.tell(plan)
+            meaning = _meaning(text, teller)
+            if meaning not in seen:
+                seen.add(meaning)
+                found.append((_kind(scene.plan, plan), text))
+        return found
+
+    @torch.no_grad()
+    def measure(self, model: ContrastiveModel, count: int = 256) -> dict[str, float]:
+        """Shares told right on scenes that training does not show, of training's combinations.
+
+        "to_text", "to_image": the right one among `count`; by kind of wrong fact ("swaps", "nouns", "relations",
+        "colours", "counts", "words"): the true caption against a false one.
+        """
+        scenes = replace(self.scenes, split="iid", fate="validation")
+        pairs, hard = [], dict[str, list[bool]]()
+        for index in range(count):
+            scene = scenes[index]
+            wrong = self.false_captions(scenes, index, scene)
+            ids = torch.tensor([self.ids(text) for text in (scene.caption, *(text for _, text in wrong))])
+            text = model.embed_text(ids.to(model.text.device))  # (1 + k, d)
+            image = model.embed_images(self._picture(scene)[None].to(text.device))  # (1, d)
+            for (kind, _), score in zip(wrong, text[1:] @ image[0], strict=True):
+                hard.setdefault(kind, []).append(bool(score < text[0] @ image[0]))
+            pairs.append(torch.stack([image[0], text[0]]))
+        images, texts = torch.stack(pairs, dim=1)  # (count, d) each
+        own = torch.arange(count, device=images.device)
+        scores = images @ texts.T
+        found = {"to_text": _right(scores, own), "to_image": _right(scores.T, own)}
+        return found | {kind: sum(good) / len(good) for kind, good in sorted(hard.items())}
+
+    def _picture(self, scene: Scene) -> Tensor:
+        return from_pil([render(scene, self.config.image_size)])[0]
+
+
+def text_config(run: RunConfig, tokenizer: Tokenizer) -> TextEncoderConfig:
+    """The run's text encoder with the tokenizer's size and special ids."""
+    ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    config = replace(run.text.model, **ids)  # type: ignore[arg-type]
+    return replace(config, vocabulary=len(tokenizer), max_length=tokenizer.max_length)
+
+
+def _right(scores: Tensor, own: Tensor) -> float:
+    """The share of rows whose largest entry is their own."""
+    return (scores.argmax(dim=1) == own).float().mean().item()
+
+
+def _meaning(caption: str, teller: Teller) -> str:
+    """What tells captions apart; a bare list of nouns says nothing by its order."""
+    return ", ".join(sorted(caption.split(", "))) if teller.list else caption
+
+
+def _false_plans(plan: Plan, draw: Keyed, scenes: EmojiScenes, count: int) -> Iterator[Plan]:
+    """The world's near-misses in any order, then other nouns."""
+    near = negatives(plan, draw, scenes.held, scenes.world)
+    while near:
+        yield near.pop(near.index(draw.pick(near)))
+    for _ in range(_TRIES * count):
+        other = _other_noun(plan, draw, scenes.world)
+        if other is not None and scenes.held.allowed(other):
+            yield other
+
+
+def _other_noun(plan: Plan, draw: Keyed, world: World) -> Plan | None:
+    """One noun exchanged for another that can do the same, on a sign the word; None where there is none."""
+    number = draw.pick(range(len(plan.things)))
+    thing = plan.things[number]
+    if thing.word:
+        changed = replace(thing, word=draw.pick([word for word in SIGN_WORDS if word != thing.word]))
+    else:
+        links = [link for link in plan.links if link.relation in _ROLES and number in (link.subject, link.object)]
+        roles = {_ROLES[link.relation][number == link.object] for link in links}
+        taken = {other.noun for other in plan.things} | (UNCOUNTED if thing.count > 1 else set())
+        options = [noun for noun in world.nouns_for("".join(sorted(roles)) or "any") if noun not in taken]
+        if not options:
+            return None
+        changed = replace(thing, noun=draw.pick(options))
+    return replace(plan, things=(*plan.things[:number], changed, *plan.things[number + 1 :]))
+
+
+def _kind(plan: Plan, other: Plan) -> str:
+    """Which fact of a plan another one has wrong."""
+    if plan.links != other.links:
+        return "relations"
+    for kind in ("colour", "count", "word"):
+        if [getattr(thing, kind) for thing in plan.things] != [getattr(thing, kind) for thing in other.things]:
+            return f"{kind}s"
+    swapped = {thing.noun for thing in plan.things} == {thing.noun for thing in other.things}
+    return "swaps" if swapped else "nouns"

@@ -1,0 +1,133 @@
+# mypy: no-warn-return-any
+"""The denoiser's stage: the U-Net, and with it at a lower rate the text encoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from configs.training import DenoiserStage, LoopConfig, RunConfig
+from ldm.conditioning import Conditioning
+from ldm.data.emoji_scenes.generator import EmojiScenes
+from ldm.data.emoji_scenes.keyed import Keyed, digest
+from ldm.data.emoji_scenes.rendering import render
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.prediction import prediction_of
+from ldm.diffusion.schedule import NoiseSchedule
+from ldm.training.grid import grid
+from ldm.training.sketch import sketch
+from ldm.training.stage import Batch, Player
+from text_encoder.clip import CLIPTextModel
+from text_encoder.tokenizer import Tokenizer
+from unet import UNet
+from vae import AutoencoderKL
+from vae.pixels import from_pil
+
+_SHOWN, _SEEDS = 8, 2  # captions in the sample grid, pictures of each
+_QUIET = ("conv2", "proj_out", "conv_out")  # last layers of ResNets, of transformers, of the network
+_LOUD = 2.0  # noise levels above it decide the layout
+
+
+class Denoising(nn.Module):
+    """The denoiser's loss on latents, noise, sigma and the token ids of a batch."""
+
+    def __init__(self, unet: UNet, text: CLIPTextModel, config: DenoiserStage) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text = text
+        schedule = NoiseSchedule(config.diffusion)
+        self._denoiser = Denoiser(self._network, prediction_of(config.diffusion), schedule.time)
+
+    def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        cond = Conditioning(self.text(batch["ids"])[0])
+        losses = self._denoiser.loss(batch["latents"], batch["noise"], batch["sigma"], cond)  # (b,)
+        loud = batch["sigma"] > _LOUD
+        high = (losses * loud).sum() / loud.sum().clamp(min=1)
+        return losses.mean(), {"high": high.detach()}
+
+    def _network(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        return self.unet(x, t, cond.context)
+
+
+class DenoiserTraining:
+    """The stage. `autoencoder` is finished; `pool` (count, c, h, w) holds latents of the first scenes, None encodes
+    every scene when it is met."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        scenes: EmojiScenes,
+        autoencoder: AutoencoderKL,
+        tokenizer: Tokenizer,
+        text: CLIPTextModel,
+        pool: Tensor | None,
+    ) -> None:
+        self.run, self.scenes, self.config = run, scenes, run.denoiser
+        self.autoencoder = autoencoder.requires_grad_(False).eval()
+        self.tokenizer, self.pool = tokenizer, pool
+        self.schedule = NoiseSchedule(run.denoiser.diffusion)
+        self.module = Denoising(calm(UNet(run.denoiser.model)), text, run.denoiser)
+        self.players = [Player("denoiser", self.module, {"text.": run.denoiser.text_rate})]
+
+    @property
+    def loop(self) -> LoopConfig:
+        return self.config.loop
+
+    def example(self, index: int) -> Batch:
+        """Latents of a scene, the noise to put on them, and a caption, now and then empty."""
+        telling, number = divmod(index, len(self.pool)) if self.pool is not None else (0, index)
+        draw = Keyed("denoiser", self.run.seed, index)
+        caption = "" if draw.chance(self.config.empty) else self.scenes.caption(number, telling)
+        source = torch.Generator().manual_seed(digest("noise", self.run.seed, index) >> 1)
+        latents = self._latents(number)
+        log_sigma = self.config.sigma_mean + self.config.sigma_std * torch.randn((), generator=source)
+        levels = self.schedule.training_sigmas
+        return {
+            "latents": latents,
+            "noise": torch.randn(latents.shape, generator=source),
+            "sigma": log_sigma.clamp(math.log(levels[0]), math.log(levels[-1])).exp(),
+            "ids": torch.tensor(self.ids(caption)),
+        }
+
+    def ids(self, caption: str) -> list[int]:
+        """Token ids with start, end and padding; what is too long is cut."""
+        n = self.tokenizer.max_length
+        return self.tokenizer.frame(self.tokenizer.encode(caption)[: n - 2], n)
+
+    @torch.no_grad()
+    def samples(self, averaged: Mapping[str, nn.Module]) -> Image.Image:
+        """Unseen captions of trained combinations, two pictures each, one above the other."""
+        module = averaged["denoiser"]
+        assert isinstance(module, Denoising)
+        unseen = EmojiScenes("iid", self.run.seed, self.scenes.held, "validation", self.scenes.world)
+        captions = [unseen[i].caption for i in range(_SHOWN)] * _SEEDS
+        ids = torch.tensor([self.ids(caption) for caption in [*captions, ""]], device=module.text.device)
+        context = module.text(ids)[0]
+        cond, empty = Conditioning(context[:-1]), Conditioning(context[-1:]).repeat(len(captions))
+        latents = sketch(module._denoiser, cond, empty, self._shape(), self.schedule)
+        return grid(self.autoencoder.to(latents.device).decode(latents), _SHOWN)
+
+    def _latents(self, number: int) -> Tensor:
+        if self.pool is not None:
+            return self.pool[number].float()
+        with torch.no_grad():
+            return self.autoencoder.encode(from_pil([render(self.scenes[number], self.run.size)])).mode()[0]
+
+    def _shape(self) -> tuple[int, int, int]:
+        side = self.run.size // self.autoencoder.factor
+        return (self.config.model.in_channels, side, side)
+
+
+def calm(unet: UNet) -> UNet:
+    """The network with every residual branch and the output at zero, as untrained U-Nets learn fastest (Dhariwal and
+    Nichol 2021, 2105.05233, `zero_module`)."""
+    for name, module in unet.named_modules():
+        if name.endswith(_QUIET) and isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.zeros_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return unet

@@ -1,0 +1,29 @@
+"""Averaged weights: an exponential moving average whose decay rises as the run gets longer."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class Average:
+    """The moving average of a module's weights; `module` is a copy that holds them, never trained.
+
+    After step t (from 0) the average keeps min(decay, (1 + t) / (10 + t)) of itself, so that early, bad weights are
+    soon forgotten (the warm-up of TensorFlow's ExponentialMovingAverage).
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Takes in the weights after a step."""
+        keep = min(self.decay, (1 + step) / (10 + step))
+        mine, theirs = list(self.module.parameters()), list(module.parameters())
+        torch._foreach_lerp_(mine, theirs, 1 - keep)  # type: ignore[arg-type]
+        for buffer, new in zip(self.module.buffers(), module.buffers(), strict=True):
+            buffer.copy_(new)
