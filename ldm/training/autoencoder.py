@@ -97,7 +97,6 @@ class AutoencoderTraining:
             Player("autoencoder", mine),
             Player("discriminator", theirs, {"": rate}, starts=start, averaged=False),
         ]
-        self._fixed: Tensor | None = None
 
     @property
     def loop(self) -> LoopConfig:

@@ -109,7 +109,7 @@ class DenoiserTraining:
         context = module.text(ids)[0]
         cond, empty = Conditioning(context[:-1]), Conditioning(context[-1:]).repeat(len(captions))
         latents = sketch(module._denoiser, cond, empty, self._shape(), self.schedule)
-        return grid(self.autoencoder.to(latents.device).decode(latents), _SHOWN)
+        return grid(self.autoencoder.decode(latents.cpu()), _SHOWN)
 
     def _latents(self, number: int) -> Tensor:
         if self.pool is not None:

@@ -18,11 +18,12 @@ from ldm.data.emoji_scenes.rendering import render
 from ldm.model import LatentDiffusion
 from ldm.training.autoencoder import AutoencoderTraining, Reconstruction, normalise
 from ldm.training.bpe import tokenizer_of
-from ldm.training.contrastive import ContrastiveModel, TextTraining, text_config
+from ldm.training.contrastive import ContrastiveModel
 from ldm.training.denoiser import DenoiserTraining, Denoising
 from ldm.training.perceptual import Classifier, ClassifierTraining, PerceptualDistance, classes_of
 from ldm.training.pool import latents_of
 from ldm.training.stage import Stage
+from ldm.training.text import TextTraining, text_config
 from ldm.training.weights import load_weights, save_weights
 from ldm.vocabulary import of_world
 from text_encoder import CLIPTextEncoder

@@ -70,20 +70,20 @@ class Trainer:
             for key, value in self._train(source).items():
                 sums.setdefault(key, []).append(value)
             self.step += 1
-            numbers = None
-            if self.step % loop.log_every == 0 or self.step == loop.steps:
+            numbers, kept = None, self.step % loop.checkpoint_every == 0 or self.step == loop.steps
+            if kept or self.step % loop.log_every == 0:  # nothing is kept before it was looked at
                 numbers = self._means(sums)
                 numbers["rate"] = factor(loop.optimizer, self.step - 1, loop.steps) * loop.optimizer.rate
                 numbers["examples/s"] = (self.step - first) * loop.batch / (time.perf_counter() - begun)
                 sums, begun, first = {}, time.perf_counter(), self.step
-            if self.step % loop.checkpoint_every == 0 or self.step == loop.steps:
+            if kept:
                 self.save()
             yield Report(self.step, numbers)
 
     def save(self) -> None:
         """A checkpoint of this step."""
         self.accelerator.wait_for_everyone()
-        states = self.accelerator.gather(_random_state().to(self.accelerator.device)[None])
+        states = self.accelerator.gather(torch.get_rng_state().to(self.accelerator.device)[None])
         if self.accelerator.is_main_process:
             tensors: dict[str, dict[str, Tensor]] = {}
             for active in self.players:
@@ -109,7 +109,7 @@ class Trainer:
     def _means(self, sums: dict[str, list[Tensor]]) -> dict[str, float]:
         """Means over steps and processes. Raises ValueError for a loss that is no number."""
         names = sorted(sums)
-        means = torch.stack([torch.stack(sums[name]).float().mean() for name in names])
+        means = torch.stack([torch.stack(sums[name]).mean().to(self.accelerator.device) for name in names])
         numbers = dict(zip(names, self.accelerator.reduce(means, "mean").tolist(), strict=True))
         broken = [name for name, value in numbers.items() if not math.isfinite(value)]
         if broken:
@@ -153,7 +153,7 @@ class _Active:
 
     def advance(self, parts: list[Batch], step: int, steps: int) -> dict[str, Tensor]:
         """Forward and backward over the parts of a batch, one optimizer step; loss and metrics by name."""
-        name, numbers = self.player.name, []
+        numbers: list[dict[str, Any]] = []
         for number, part in enumerate(parts, start=1):
             held = nullcontext() if number == len(parts) else self.accelerator.no_sync(self.module)
             with held:
@@ -168,9 +168,8 @@ class _Active:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.raw, step)
-        prefix = "" if name == "" else f"{name}/"
         values = {key: [part[key] for part in numbers if key in part] for key in numbers[-1]}
-        return {f"{prefix}{key}": _mean(value) for key, value in values.items()}
+        return {f"{self.player.name}/{key}": _mean(value) for key, value in values.items()}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The state dicts to save, by file."""
@@ -220,8 +219,4 @@ def _groups(player: Player, config: OptimizerConfig) -> list[dict[str, Any]]:
 
 
 def _mean(values: list[Any]) -> Tensor:
-    return torch.stack([torch.as_tensor(value, dtype=torch.float32).detach().cpu() for value in values]).mean()
-
-
-def _random_state() -> Tensor:
-    return torch.get_rng_state()
+    return torch.stack([torch.as_tensor(value, dtype=torch.float32).detach() for value in values]).mean()

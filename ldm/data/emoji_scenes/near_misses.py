@@ -44,8 +44,9 @@ def _related(plan: Plan) -> Iterator[Plan]:
 
 def _coloured(plan: Plan, draw: Keyed, colours: tuple[str, ...]) -> Iterator[Plan]:
     for number, thing in enumerate(plan.things):
-        if thing.colour:
-            other = draw.pick([colour for colour in colours if colour != thing.colour])
+        others = [colour for colour in colours if colour != thing.colour]
+        if thing.colour and others:
+            other = draw.pick(others)
             things = list(plan.things)
             things[number] = replace(thing, colour=other)
             yield replace(plan, things=tuple(things))

@@ -17,7 +17,8 @@ from ldm.data.emoji_scenes import NOUNS, EmojiScenes, HoldOut, render, words
 from ldm.data.emoji_scenes.nouns import plural
 from ldm.data.emoji_scenes.vocabulary import COLOURS, COUNTS
 from ldm.training.bpe import build_tokenizer
-from ldm.training.contrastive import ContrastiveModel, TextTraining, contrast
+from ldm.training.contrastive import ContrastiveModel, contrast
+from ldm.training.text import TextTraining
 from text_encoder.clip import CLIPTextModel
 from text_encoder.tokenizer import Tokenizer
 from vae.pixels import from_pil

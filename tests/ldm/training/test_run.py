@@ -18,10 +18,10 @@ from ldm.checkpoint import load_folder
 from ldm.data.emoji_scenes import EmojiScenes, World
 from ldm.diffusion.schedule import NoiseSchedule
 from ldm.training.bpe import build_tokenizer
-from ldm.training.contrastive import text_config
 from ldm.training.denoiser import DenoiserTraining
 from ldm.training.pool import latents_of
 from ldm.training.run import train
+from ldm.training.text import text_config
 from pipelines import TextToImagePipeline
 from tests.ldm.training.conftest import RUN
 from text_encoder.clip import CLIPTextModel

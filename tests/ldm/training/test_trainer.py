@@ -17,11 +17,11 @@ from configs.training import LoopConfig, OptimizerConfig, RunConfig
 from ldm.data.emoji_scenes import EmojiScenes, World
 from ldm.training import checkpoint as checkpoints
 from ldm.training.bpe import build_tokenizer
-from ldm.training.contrastive import text_config
 from ldm.training.denoiser import DenoiserTraining
 from ldm.training.ema import Average
 from ldm.training.examples import Positions
 from ldm.training.log import Log
+from ldm.training.text import text_config
 from ldm.training.trainer import Trainer, factor
 from tests.ldm.training.conftest import RUN, with_loop
 from text_encoder.clip import CLIPTextModel
