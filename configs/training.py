@@ -122,7 +122,7 @@ class AutoencoderStage:
 
     def __post_init__(self) -> None:
         _at_least(0, self, "crop", "perceptual", "kl", "latent_noise", "adversarial")
-        _share(self, "adversarial_from")
+        _share(self, "adversarial_from", "whole_from")
         _at_least(1, self, "discriminator_channels")
         _above_zero(self, "discriminator_rate")
         factor = 2 ** (len(self.model.channels) - 1)

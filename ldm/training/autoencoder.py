@@ -60,7 +60,7 @@ class Reconstruction(nn.Module):
             weight = config.adversarial * adaptive_weight(loss, fooled, self.autoencoder.decoder.conv_out.weight)
             loss = loss + weight * fooled
             metrics |= {"fooled": fooled, "adversarial weight": weight}
-            batch["output"] = output.detach()
+            metrics["output"] = output  # for the discriminator
         return loss + config.kl * kl, {name: value.detach() for name, value in metrics.items()}
 
     def _latents(self, posterior: DiagonalGaussian, noise: Tensor) -> Tensor:

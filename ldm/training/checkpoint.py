@@ -30,7 +30,7 @@ class Checkpoint:
 
 
 def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes `folder/step-NNNNNNNN` by way of a temporary name and removes all but the newest `keep`.
+    """Writes `folder/step-NNNNNNNN` by way of a temporary name and removes all but the last `keep` up to it.
 
     Raises OSError with what to do when the disk is full; earlier checkpoints are then still there.
     """
@@ -48,8 +48,10 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             f"the checkpoint of step {checkpoint.step} could not be written to {folder} ({error}); earlier ones are "
             "kept: make room and start the same command again to go on"
         ) from error
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        _discard(old)
+    steps = sorted(folder.glob("step-*"))
+    later = steps.index(place) + 1  # of a run that went back to an earlier step: damaged, or not its own
+    for other in steps[later:] + steps[: max(later - keep, 0)]:
+        _discard(other)
     return place
 
 
@@ -72,7 +74,7 @@ def damage(place: Path) -> str | None:
                 return f"{name} is missing"
             if _digest(place / name) != digest:
                 return f"{name} is not what was written"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read: {error}"
     return None
 

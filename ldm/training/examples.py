@@ -55,6 +55,7 @@ def batches(stage: Stage, start: int, process: int, processes: int) -> Iterator[
             batch_sampler=Positions(stage.loop, start, process, processes),
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=2 if workers else None,
+            generator=torch.Generator(),  # of seeds for workers, which examples do not use: not the run's own
         )
     )

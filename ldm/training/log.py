@@ -18,7 +18,7 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "log.jsonl"
         _cut(self.path, start)
-        self._board = _tensorboard(folder)
+        self._board = _tensorboard(folder, start)
         self._bar = tqdm(total=steps, initial=start, desc=name, disable=not progress, unit="step", leave=True)
 
     def advance(self) -> None:
@@ -28,11 +28,13 @@ class Log:
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """A line of numbers after `step` steps."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **{key: round(value, 6) for key, value in numbers.items()}}) + "\n")
+            file.write(
+                json.dumps({"step": step, **{key: float(f"{value:.6g}") for key, value in numbers.items()}}) + "\n"
+            )
         if self._board is not None:
             for key, value in numbers.items():
                 self._board.add_scalar(key, value, step)
-        shown = {key: f"{value:.4g}" for key, value in numbers.items() if "/" not in key}
+        shown = {key: f"{value:.4g}" for key, value in numbers.items() if key.endswith("loss")}
         self._bar.set_postfix(shown, refresh=False)
 
     def __enter__(self) -> Log:
@@ -63,9 +65,9 @@ def _step(line: str) -> float:
         return float("inf")
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, start: int) -> Any:
     if importlib.util.find_spec("tensorboard") is None:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start)

@@ -61,7 +61,9 @@ class PerceptualDistance(nn.Module):
         return torch.stack(layers).mean(0)
 
 
-class _Training(nn.Module):
+class Classification(nn.Module):
+    """The classifier's loss on a batch of crops."""
+
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier
@@ -80,7 +82,7 @@ class ClassifierTraining:
         self.run, self.scenes, world = run, scenes, scenes.world
         self.crop = run.autoencoder.crop or run.size
         self.network = Classifier(run.classifier.channels, len(classes_of(world)))
-        self.players = [Player("classifier", _Training(self.network))]
+        self.players = [Player("classifier", Classification(self.network))]
 
     @property
     def loop(self) -> LoopConfig:

@@ -42,6 +42,8 @@ def train(
     fresh: begin the named stages anew, throwing away what they left.
     """
     scenes, processes = EmojiScenes("train", config.seed, world=World(config.world)), PartialState()
+    if start is not None and fresh:
+        raise ValueError("--from and --fresh exclude each other: to begin anew from a model choose another --output")
     if start is not None and processes.is_main_process:
         adopt(start, config, scenes, Path(output))
     for name in (name for name in STAGES if name in stages):
@@ -86,7 +88,8 @@ def _lead(trainer: Trainer, name: str, progress: bool) -> None:
 def _finished(folder: Path) -> int:
     """After how many steps the stage in a folder was finished, 0 if it was not."""
     mark = folder / "finished"
-    return int(mark.read_text()) if mark.exists() else 0
+    text = mark.read_text().strip() if mark.exists() else ""
+    return int(text) if text.isdecimal() else 0
 
 
 def _keep(picture: Image.Image | None, path: Path) -> None:

@@ -20,7 +20,7 @@ class Player:
 
     name: of its files in a checkpoint.
     module: `forward(batch, step) -> (loss (), metrics)`, metrics being numbers or () tensors by name. Players run one
-        after the other on the same batch, which an earlier one may add to.
+        after the other on the same batch; a metric of more dimensions is none, but is added to it for later players.
     rates: prefixes of parameter names with a rate of their own, as factors of the rate of the run.
     starts: the first step it takes part in.
     averaged: whether its exponential moving average is kept (if the loop keeps any).

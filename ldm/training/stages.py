@@ -20,7 +20,7 @@ from ldm.training.autoencoder import AutoencoderTraining, Reconstruction, normal
 from ldm.training.bpe import tokenizer_of
 from ldm.training.contrastive import ContrastiveModel
 from ldm.training.denoiser import DenoiserTraining, Denoising
-from ldm.training.perceptual import Classifier, ClassifierTraining, PerceptualDistance, classes_of
+from ldm.training.perceptual import Classification, Classifier, ClassifierTraining, PerceptualDistance, classes_of
 from ldm.training.pool import latents_of
 from ldm.training.stage import Stage
 from ldm.training.text import TextTraining, text_config
@@ -34,6 +34,7 @@ from vae.pixels import from_pil
 
 Modules = Mapping[str, nn.Module]
 Builder = Callable[[RunConfig, EmojiScenes, Path], tuple[Stage, Callable[[Modules], None]]]
+DEFAULTS = {"num_inference_steps": 20, "guidance_scale": 4.0, "sampler": "dpmpp_2m"}  # of calls that name none
 _MEASURED = 512  # scenes that the latents' mean and deviation are measured on
 
 
@@ -41,7 +42,9 @@ def _classifier(run: RunConfig, scenes: EmojiScenes, output: Path) -> tuple[Stag
     stage = ClassifierTraining(run, scenes)
 
     def finish(averaged: Modules) -> None:
-        save_weights(stage.network, output / "classifier" / "classifier.safetensors")
+        module = averaged["classifier"]
+        assert isinstance(module, Classification)
+        save_weights(module.classifier, output / "classifier" / "classifier.safetensors")
 
     return stage, finish
 
@@ -97,7 +100,7 @@ def _denoiser(run: RunConfig, scenes: EmojiScenes, output: Path) -> tuple[Stage,
     load_weights(text, output / "text" / "text.safetensors", "text")
     # what is seen
     count, path = run.denoiser.pool, output / "denoiser" / "pool.safetensors"
-    pool = latents_of(autoencoder, scenes, run.size, count, path) if count else None
+    pool = latents_of(autoencoder, scenes, run.size, count, path, run.denoiser.loop.workers) if count else None
     stage = DenoiserTraining(run, scenes, autoencoder, tokenizer, text, pool)
     if (start := output / "denoiser" / "start.safetensors").exists():  # see adopt.py
         load_weights(stage.module.unet, start, "denoiser")
@@ -115,8 +118,9 @@ def compose(
     run: RunConfig, scenes: EmojiScenes, autoencoder: AutoencoderKL, text_encoder: CLIPTextEncoder, unet: UNet
 ) -> LatentDiffusion:
     """The whole model, with how to sample it and what it can draw."""
+    vocabulary = of_world(scenes.world, DEFAULTS)
     return LatentDiffusion(
-        autoencoder, text_encoder, unet, scheduler_config(run.denoiser.diffusion), vocabulary=of_world(scenes.world)
+        autoencoder, text_encoder, unet, scheduler_config(run.denoiser.diffusion), vocabulary=vocabulary
     )
 
 

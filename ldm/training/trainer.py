@@ -42,13 +42,13 @@ class Trainer:
     `save()` is called.
     """
 
-    def __init__(self, stage: Stage, folder: Path, *, fresh: bool = False, cpu: bool = False) -> None:
+    def __init__(self, stage: Stage, folder: Path, *, cpu: bool = False) -> None:
         self.stage, self.folder = stage, Path(folder)
         AcceleratorState._reset_state()  # or accelerate refuses a stage of another precision than the one before
         self.accelerator = Accelerator(mixed_precision=stage.loop.precision, cpu=cpu)
         self.players = [_Active(player, stage, self.accelerator) for player in stage.players]
         self.step = 0
-        found = None if fresh else checkpoints.newest(self.checkpoints)
+        found = checkpoints.newest(self.checkpoints)
         if found is not None:
             self._restore(found)
 
@@ -154,16 +154,19 @@ class _Active:
     def advance(self, parts: list[Batch], step: int, steps: int) -> dict[str, Tensor]:
         """Forward and backward over the parts of a batch, one optimizer step; loss and metrics by name."""
         numbers: list[dict[str, Any]] = []
+        left = steps - self.player.starts
         for number, part in enumerate(parts, start=1):
             held = nullcontext() if number == len(parts) else self.accelerator.no_sync(self.module)
             with held:
-                loss, metrics = self.module(part, step)
+                loss, results = self.module(part, step)
                 self.accelerator.backward(loss / len(parts))
-            numbers.append({"loss": loss.detach(), **metrics})
+            added = {key: value for key, value in results.items() if isinstance(value, Tensor) and value.ndim}
+            part |= added
+            numbers.append({"loss": loss.detach(), **{key: results[key] for key in results.keys() - added.keys()}})
         if self.config.clip:
             numbers[-1]["norm"] = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["factor"] * self.config.rate * factor(self.config, step, steps)
+            group["lr"] = group["factor"] * self.config.rate * factor(self.config, step - self.player.starts, left)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
@@ -187,7 +190,8 @@ class _Active:
             self.raw.load_state_dict(found.tensors[name])
             if self.average is not None:
                 self.average.module.load_state_dict(found.tensors[f"{name}-average"])
-            self.optimizer.load_state_dict(found.objects[f"{name}-optimizer"])
+            groups = self.optimizer.state_dict()["param_groups"]  # rates and decay are the run file's of today
+            self.optimizer.load_state_dict({**found.objects[f"{name}-optimizer"], "param_groups": groups})
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"the checkpoints in {folder} belong to another run file ({error}): choose another --output, or start "

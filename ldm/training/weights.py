@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -22,5 +23,7 @@ def load_weights(module: nn.Module, path: Path, stage: str) -> None:
         raise ValueError(f"there is no {path}: train the stage {stage!r} first")
     try:
         module.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path} belongs to another run file: train the stage {stage!r} again ({error})") from error
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{path} is damaged or belongs to another run file: train the stage {stage!r} again ({error})"
+        ) from error

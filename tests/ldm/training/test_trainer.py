@@ -78,6 +78,22 @@ def test_only_the_newest_checkpoints_stay(tmp_path, run):
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000004", "step-00000005"]
 
 
+def test_a_step_done_again_after_damage_outlives_the_damaged_one(tmp_path):
+    small = {"a": {"weights": torch.zeros(10)}}
+    for step in (1, 2):
+        place = checkpoints.write(tmp_path, checkpoints.Checkpoint(step, small, {}), keep=1)
+    (place / "a.safetensors").write_bytes(b"")
+    checkpoints.write(tmp_path, checkpoints.Checkpoint(1, small, {}), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_changed_rates_of_the_run_file_hold_from_then_on(tmp_path, run):
+    train(denoiser_stage(with_loop(run, steps=4)), tmp_path, until=2)
+    changed = replace(run, denoiser=replace(run.denoiser, text_rate=0.5))
+    groups = Trainer(denoiser_stage(changed), tmp_path, cpu=True).players[0].optimizer.param_groups
+    assert {group["factor"] for group in groups} == {1.0, 0.5}
+
+
 def test_accumulated_parts_are_the_whole_batch(tmp_path, run):
     whole = train(denoiser_stage(run), tmp_path / "whole")
     parts = train(denoiser_stage(with_loop(run, accumulation=2)), tmp_path / "parts")
