@@ -17,6 +17,26 @@ DATA = {
     "ldm/data/emoji_scenes/atlas/LICENSE",
     "ldm/data/emoji_scenes/atlas/atlas.json",
     "ldm/data/emoji_scenes/atlas/atlas.webp",
+    *(
+        f"ldm/weights/emoji-scenes/{name}"
+        for name in (
+            "README.md",
+            "model_index.json",
+            "scheduler/scheduler_config.json",
+            "text_encoder/config.json",
+            "text_encoder/model.safetensors",
+            "tokenizer/merges.txt",
+            "tokenizer/special_tokens_map.json",
+            "tokenizer/tokenizer.json",
+            "tokenizer/tokenizer_config.json",
+            "tokenizer/vocab.json",
+            "unet/config.json",
+            "unet/diffusion_pytorch_model.safetensors",
+            "vae/config.json",
+            "vae/diffusion_pytorch_model.safetensors",
+            "vocabulary.json",
+        )
+    ),
 }
 
 

@@ -36,4 +36,5 @@ def test_shell_examples(
         assert command == "ldm"
         assert main(arguments) == 0, line
     assert (tmp_path / "out.png").exists()
-    assert len(list(tmp_path.glob("*.png"))) == 1 + 1 + 4
+    assert {path.name for path in (tmp_path / "owls").iterdir()} == {f"{seed}.png" for seed in (7, 8, 9, 10)}
+    assert len(list(tmp_path.glob("*.png"))) == 1 + 1 + 1 + 4
