@@ -42,7 +42,7 @@ def test_zero_terminal_snr(beta_schedule):
     euler = diffusers.EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule=beta_schedule, rescale_betas_zero_snr=True
     )
-    assert sigmas[-1] == euler.sigmas[0]
+    assert_close(sigmas[-1], euler.sigmas[0], rtol=1e-7, atol=0)  # one bit of its root depends on the processor
     assert_close(sigmas[-1].item(), CLAMPED_TERMINAL, rtol=1e-7, atol=0)
     plain = NoiseSchedule(DiffusionConfig(beta_schedule=beta_schedule))
     assert_close(
