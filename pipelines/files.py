@@ -6,9 +6,10 @@ import tempfile
 import unicodedata
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipelines.result import Record, png_info
+if TYPE_CHECKING:
+    from pipelines.result import Record
 
 LONGEST_NAME = 80  # characters of the prompt in a file name
 
@@ -28,11 +29,13 @@ def filled(pattern: str | Path, *, seed: int | None, index: int) -> Path:
     return Path(text).expanduser()
 
 
-def write_png(image: Any, record: Record, path: Path) -> Path:
+def write_png(image: Any, record: "Record", path: Path) -> Path:
     """Writes a PIL image with its record as PNG, at `path` or, if that is taken, at `path` with a number behind it.
 
     Folders are made. Raises OSError, leaving nothing behind, when the file cannot be written.
     """
+    from pipelines.result import png_info  # loads Pillow, which naming files does not need
+
     path = path if path.suffix.lower() == ".png" else path.with_name(path.name + ".png")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=".ldm-", suffix=".png", dir=path.parent)

@@ -28,9 +28,9 @@ class NoiseSchedule:
     def __init__(self, config: DiffusionConfig, *, terminal_sigma: float = CLAMPED_TERMINAL) -> None:
         self.config = config
         alpha_bar = torch.cumprod(1 - training_betas(config), dim=0)
+        if config.zero_terminal_snr:  # before the root, whose last bit then is diffusers' on any processor
+            alpha_bar[-1] = 1 / (1 + terminal_sigma**2)
         sigmas = ((1 - alpha_bar) / alpha_bar) ** 0.5  # (train_steps,)
-        if config.zero_terminal_snr:
-            sigmas[-1] = terminal_sigma
         # Logs stay float32 too: diffusers cuts some times to whole numbers, and there the last bit decides.
         self._log_table = sigmas.double().log().float().double()
         self._table = sigmas.double()
