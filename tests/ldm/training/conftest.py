@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from configs.architecture import AutoencoderConfig, DiffusionConfig, TextEncoderConfig, UNetConfig
 from configs.training import (
@@ -15,6 +16,10 @@ from configs.training import (
     TextStage,
     WorldConfig,
 )
+from ldm.data.emoji_scenes import EmojiScenes, words
+from ldm.training.bpe import build_tokenizer
+from ldm.training.text import TextTraining
+from text_encoder.tokenizer import Tokenizer
 
 LOOP = LoopConfig(
     steps=4,
@@ -65,3 +70,19 @@ def run() -> RunConfig:
 def with_loop(run: RunConfig, **changes: object) -> RunConfig:
     """The run with other numbers in the denoiser's loop."""
     return replace(run, denoiser=replace(run.denoiser, loop=replace(run.denoiser.loop, **changes)))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """Of the whole world."""
+    return build_tokenizer(words(), max_length=32)
+
+
+@pytest.fixture(scope="module")
+def training(tokenizer: Tokenizer) -> TextTraining:
+    """The text stage on the whole world."""
+    torch.manual_seed(0)
+    text = TextEncoderConfig(width=32, layers=2, heads=2, mlp_width=64, vocabulary=1000, max_length=32)
+    stage = TextStage(text, negatives=3, image_channels=(8, 16, 16), image_size=32)
+    run = RunConfig("tiny", text=stage, denoiser=DenoiserStage(UNetConfig(context_dim=32)))
+    return TextTraining(run, EmojiScenes("train", seed=5), tokenizer)
