@@ -52,8 +52,12 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, its rate rising over `warmup` steps and then falling to `floor * rate` along a cosine, or constant."""
+    """AdamW, its rate rising over `warmup` steps and then falling to `floor * rate` along a cosine, or constant.
 
+    kind: "muon" trains the matrices and kernels inside the networks by Muon, at the same rate, the rest by AdamW.
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
     rate: float = 3e-4
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
@@ -151,6 +155,8 @@ class DenoiserStage:
 
     ln sigma is normal with `sigma_mean` and `sigma_std`; `empty` is the share of examples without their caption.
     pool: scenes encoded beforehand and used again and again, each time with a new caption; 0: every scene is new.
+    compile: the networks by torch.compile, which takes minutes before the first step and shortens every other; without
+        a C++ compiler the run warns and goes on uncompiled.
     """
 
     model: UNetConfig = field(default_factory=UNetConfig)
@@ -160,6 +166,7 @@ class DenoiserStage:
     empty: float = 0.1
     text_rate: float = 0.2
     pool: int = 0
+    compile: bool = False
     loop: LoopConfig = LoopConfig()
 
     def __post_init__(self) -> None:

@@ -14,13 +14,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
 from configs.training import OptimizerConfig
 from ldm.training import checkpoint as checkpoints
 from ldm.training.checkpoint import Checkpoint
 from ldm.training.ema import Average
 from ldm.training.examples import batches
+from ldm.training.muon import Muon
 from ldm.training.stage import Batch, Player, Stage
+
+_ENDS = ("conv_in", "conv_out", "embedding")  # Muon is for what lies between them
 
 
 @dataclass(frozen=True)
@@ -141,10 +145,7 @@ class _Active:
         self.raw = player.module.to(accelerator.device)
         keeps = stage.loop.ema > 0 and player.averaged
         self.average = Average(self.raw, stage.loop.ema) if keeps else None
-        optimizer = torch.optim.AdamW(
-            _groups(player, self.config), betas=self.config.betas, weight_decay=self.config.weight_decay
-        )
-        self.module, self.optimizer = accelerator.prepare(self.raw, optimizer)
+        self.module, *self.optimizers = accelerator.prepare(self.raw, *optimizers(player, self.config))
         self.module.train()
 
     @property
@@ -165,10 +166,12 @@ class _Active:
             numbers.append({"loss": loss.detach(), **{key: results[key] for key in results.keys() - added.keys()}})
         if self.config.clip:
             numbers[-1]["norm"] = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["factor"] * self.config.rate * factor(self.config, step - self.player.starts, left)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        rate = self.config.rate * factor(self.config, step - self.player.starts, left)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["factor"] * rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.raw, step)
         values = {key: [part[key] for part in numbers if key in part] for key in numbers[-1]}
@@ -182,7 +185,7 @@ class _Active:
         return files
 
     def optimizer_state(self) -> Any:
-        return self.optimizer.state_dict()
+        return [optimizer.state_dict() for optimizer in self.optimizers]
 
     def restore(self, found: Checkpoint, folder: Path) -> None:
         name = self.player.name
@@ -190,9 +193,10 @@ class _Active:
             self.raw.load_state_dict(found.tensors[name])
             if self.average is not None:
                 self.average.module.load_state_dict(found.tensors[f"{name}-average"])
-            groups = self.optimizer.state_dict()["param_groups"]  # rates and decay are the run file's of today
-            self.optimizer.load_state_dict({**found.objects[f"{name}-optimizer"], "param_groups": groups})
-        except (KeyError, RuntimeError, ValueError) as error:
+            for optimizer, state in zip(self.optimizers, found.objects[f"{name}-optimizer"], strict=True):
+                groups = optimizer.state_dict()["param_groups"]  # rates and decay are the run file's of today
+                optimizer.load_state_dict({**state, "param_groups": groups})
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"the checkpoints in {folder} belong to another run file ({error}): choose another --output, or start "
                 "anew with --fresh"
@@ -209,17 +213,25 @@ def factor(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def _groups(player: Player, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Parameters by rate; weight decay on matrices and kernels alone."""
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+def optimizers(player: Player, config: OptimizerConfig) -> list[Optimizer]:
+    """AdamW; with kind = "muon", Muon for the matrices and kernels that are neither an end of a network nor a table of
+    embeddings, and AdamW for the others. Weight decay on matrices and kernels alone."""
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in player.module.named_parameters():
         if parameter.requires_grad:
+            matrix = parameter.ndim > 1
+            inside = matrix and not any(end in name for end in _ENDS)
             rate = next((rate for prefix, rate in player.rates.items() if name.startswith(prefix)), 1.0)
-            groups.setdefault((rate, parameter.ndim > 1), []).append(parameter)
-    return [
-        {"params": some, "factor": rate, "lr": rate * config.rate, "weight_decay": config.weight_decay * decayed}
-        for (rate, decayed), some in groups.items()
-    ]
+            groups.setdefault((config.kind == "muon" and inside, matrix, rate), []).append(parameter)
+    adamw, muon = (
+        [
+            {"params": some, "factor": rate, "lr": rate * config.rate, "weight_decay": config.weight_decay * matrix}
+            for (by_muon, matrix, rate), some in groups.items()
+            if by_muon is wanted
+        ]
+        for wanted in (False, True)
+    )
+    return ([AdamW(adamw, betas=config.betas)] if adamw else []) + ([Muon(muon)] if muon else [])
 
 
 def _mean(values: list[Any]) -> Tensor:

@@ -48,8 +48,9 @@ def train(stage: DenoiserTraining, folder: Path, until: int | None = None) -> di
     return {**stage.module.state_dict(), **{f"average {key}": value for key, value in average.items()}}
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, run):
-    run = with_loop(run, steps=7, checkpoint_every=2)
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, run, kind):
+    run = with_loop(run, steps=7, checkpoint_every=2, optimizer=OptimizerConfig(kind, rate=1e-3, warmup=2))
     whole = train(denoiser_stage(run), tmp_path / "whole")
     train(denoiser_stage(run), tmp_path / "cut", until=5)  # its last checkpoint is of step 4
     resumed = train(denoiser_stage(run), tmp_path / "cut")
@@ -57,8 +58,10 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, run):
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
     logs = [checkpoints.newest(tmp_path / name / "checkpoints") for name in ("whole", "cut")]
-    a, b = (log.objects["denoiser-optimizer"]["state"] for log in logs if log is not None)
-    assert all(torch.equal(a[i][key], b[i][key]) for i in a for key in a[i])
+    pairs = zip(*(log.objects["denoiser-optimizer"] for log in logs if log is not None), strict=True)
+    states = [(a["state"], b["state"]) for a, b in pairs]
+    assert len(states) == {"adamw": 1, "muon": 2}[kind]
+    assert all(torch.equal(a[i][key], b[i][key]) for a, b in states for i in a for key in a[i])
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, run):
@@ -90,7 +93,7 @@ def test_a_step_done_again_after_damage_outlives_the_damaged_one(tmp_path):
 def test_changed_rates_of_the_run_file_hold_from_then_on(tmp_path, run):
     train(denoiser_stage(with_loop(run, steps=4)), tmp_path, until=2)
     changed = replace(run, denoiser=replace(run.denoiser, text_rate=0.5))
-    groups = Trainer(denoiser_stage(changed), tmp_path, cpu=True).players[0].optimizer.param_groups
+    groups = Trainer(denoiser_stage(changed), tmp_path, cpu=True).players[0].optimizers[0].param_groups
     assert {group["factor"] for group in groups} == {1.0, 0.5}
 
 
@@ -119,10 +122,11 @@ def _one_of_two(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_one_batch_is_learnt_by_heart(tmp_path, run):
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_one_batch_is_learnt_by_heart(tmp_path, run, kind):
     """Four examples again and again, with the same noise: the loss of a working loop goes to nearly nothing."""
     run = with_loop(run, steps=250, checkpoint_every=250, log_every=250, ema=0.0)
-    run = with_loop(run, optimizer=OptimizerConfig(rate=3e-3, warmup=20, weight_decay=0.0))
+    run = with_loop(run, optimizer=OptimizerConfig(kind, rate=3e-3, warmup=20, weight_decay=0.0))
     stage = denoiser_stage(run)
     examples = [stage.example(i) for i in range(4)]
     stage.example = lambda index: examples[index % 4]  # type: ignore[method-assign]
@@ -136,9 +140,29 @@ def test_one_batch_is_learnt_by_heart(tmp_path, run):
     assert after < 0.01
 
 
+def test_compiling_changes_no_names_and_no_averages(tmp_path, run):
+    """What the compiler makes of a network is PyTorch's business; here it is told to run it as it stands."""
+    plain = train(denoiser_stage(with_loop(run, steps=3)), tmp_path / "plain")
+    run = replace(run, denoiser=replace(run.denoiser, compile=True))
+    stage = denoiser_stage(with_loop(run, steps=3))
+    assert stage.module.unet._compiled_call_impl is not None
+    assert stage.module.text._compiled_call_impl is not None
+    with torch.compiler.set_stance("force_eager"):
+        compiled = train(stage, tmp_path / "compiled")
+    assert compiled.keys() == plain.keys()
+    assert all(torch.equal(value, plain[name]) for name, value in compiled.items())
+
+
+def test_without_a_compiler_the_run_goes_on_and_says_so(run, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler no-such-compiler, so the networks are not compiled"):
+        stage = denoiser_stage(replace(run, denoiser=replace(run.denoiser, compile=True)))
+    assert stage.module.unet._compiled_call_impl is None
+
+
 def test_rates_by_part_of_the_network(run):
     trainer = Trainer(denoiser_stage(run), Path("unused"), cpu=True)
-    factors = {group["factor"] for group in trainer.players[0].optimizer.param_groups}
+    factors = {group["factor"] for group in trainer.players[0].optimizers[0].param_groups}
     assert factors == {1.0, run.denoiser.text_rate}
 
 
