@@ -40,6 +40,8 @@ class WorldConfig:
     """Which part of the world of emoji scenes a model learns; an empty tuple is all of it.
 
     recipes: names of the kinds of scenes, see `ldm.data.emoji_scenes.sampling`; a model's relations follow from them.
+    lattice: cells from side to side of the picture that glyphs are aligned with, best the latents' pixels; 0: anywhere.
+    sides: how many of these cells a thing may measure.
     """
 
     nouns: tuple[str, ...] = ()
@@ -48,6 +50,13 @@ class WorldConfig:
     styles: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ()
     recipes: tuple[str, ...] = ()
+    lattice: int = 0
+    sides: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _at_least(0, self, "lattice")
+        fits = all(1 <= side <= self.lattice for side in self.sides)
+        _require(fits, "sides", self.sides, f"whole numbers from 1 to lattice = {self.lattice}")
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class EmojiScenes:
 
     def __getitem__(self, index: int) -> Scene:
         plan, key = self._meaning(index)
-        return place(plan, self._teller(key).tell(plan), Keyed("layout", *key))
+        return place(plan, self._teller(key).tell(plan), Keyed("layout", *key), self.world.lattice)
 
     def caption(self, index: int, telling: int = 0) -> str:
         """Scene `index` in words; each further telling says the same in others."""

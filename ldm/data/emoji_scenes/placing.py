@@ -2,6 +2,7 @@
 
 from ldm.data.emoji_scenes.atlas import glyphs
 from ldm.data.emoji_scenes.keyed import Keyed
+from ldm.data.emoji_scenes.lattice import Lattice
 from ldm.data.emoji_scenes.layout import ATTACH, Group, Piece, bounds, build
 from ldm.data.emoji_scenes.plan import Plan
 from ldm.data.emoji_scenes.scene import Object, Scene, Sprite
@@ -12,21 +13,23 @@ GAPS = {"left of": 0.13, "above": 0.06, "next to": 0.01}  # least distance betwe
 NEAR = 0.04  # and the largest one of "next to"
 DRIFT = 0.04  # how far from one line the two may stand
 GROUNDED = frozenset({"beach", "snow", "meadow", "desert", "city", "forest", "night"})
+ANYWHERE = Lattice()
 _GRID = 4096  # positions are rounded to 1/4096: exact in binary, the same everywhere
 
 
-def place(plan: Plan, caption: str, draw: Keyed) -> Scene:
+def place(plan: Plan, caption: str, draw: Keyed, lattice: Lattice = ANYWHERE) -> Scene:
     """The plan drawn once; other draws give other pictures of the same meaning."""
     spatial = next((link for link in plan.links if link.relation in SPATIAL), None)
     if spatial is None:
         group = build(plan, 0, draw)
-        group = _alone(_scaled(group, _side(plan, 0, draw)), plan, draw)
+        group = _alone(_scaled(group, _side(plan, 0, draw), lattice), plan, draw, lattice)
         return _finish(plan, caption, [group])
     hubs = (spatial.subject, spatial.object)
-    pair = [_scaled(build(plan, hub, draw), _side(plan, hub, draw)) for hub in hubs]
+    pair = [_scaled(build(plan, hub, draw), _side(plan, hub, draw), lattice) for hub in hubs]
     if spatial.relation == "next to" and draw.chance(0.5):
         pair.reverse()
-    return _finish(plan, caption, _apart(pair, spatial.relation, draw, plan.background.kind in GROUNDED))
+    grounded = plan.background.kind in GROUNDED
+    return _finish(plan, caption, _apart(pair, spatial.relation, draw, grounded, lattice))
 
 
 def _side(plan: Plan, hub: int, draw: Keyed) -> float:
@@ -47,28 +50,41 @@ def _side(plan: Plan, hub: int, draw: Keyed) -> float:
     return draw.between(low, high)
 
 
-def _scaled(group: Group, side: float) -> Group:
+def _scaled(group: Group, side: float, lattice: Lattice) -> Group:
     """The group with a hub of this side, or smaller where it would not fit."""
+    most = (1 - 2 * MARGIN) / _extent(group)
+    side = lattice.side(side)
+    side = side if side <= most else lattice.at_most(most)
+    settled = lattice.settle([piece.moved(side, 0, 0) for piece in group])
+    while not lattice.fits(bounds(settled)):  # settling may have made it larger
+        side = lattice.at_most(side - lattice.step)
+        settled = lattice.settle([piece.moved(side, 0, 0) for piece in group])
+    return settled
+
+
+def _extent(group: Group) -> float:
+    """The longer side of a group's ink."""
     x0, y0, x1, y1 = bounds(group)
-    side = min(side, (1 - 2 * MARGIN) / max(x1 - x0, y1 - y0))
-    return [piece.moved(side, 0, 0) for piece in group]
+    return max(x1 - x0, y1 - y0)
 
 
-def _alone(group: Group, plan: Plan, draw: Keyed) -> Group:
+def _alone(group: Group, plan: Plan, draw: Keyed, lattice: Lattice) -> Group:
     """Anywhere it fits, rather in the middle; on the ground in places that have one."""
     x0, y0, x1, y1 = bounds(group)
     free_x, free_y = 1 - 2 * MARGIN - (x1 - x0), 1 - 2 * MARGIN - (y1 - y0)
     across = (draw.unit() + draw.unit()) / 2
     down = draw.between(0.75, 1) if plan.background.kind in GROUNDED else (draw.unit() + draw.unit()) / 2
-    return [piece.moved(1, MARGIN + free_x * across - x0, MARGIN + free_y * down - y0) for piece in group]
+    dx = lattice.shift(MARGIN + free_x * across - x0, -x0, 1 - x1)
+    dy = lattice.shift(MARGIN + free_y * down - y0, -y0, 1 - y1)
+    return [piece.moved(1, dx, dy) for piece in group]
 
 
-def _apart(pair: list[Group], relation: str, draw: Keyed, grounded: bool) -> list[Group]:
+def _apart(pair: list[Group], relation: str, draw: Keyed, grounded: bool, lattice: Lattice) -> list[Group]:
     """Two groups in a row ("above": in a column), their hubs on one line, a gap between."""
     axis = 1 if relation == "above" else 0
-    least = GAPS[relation]
+    least = GAPS[relation] + lattice.step
     room = 1 - 2 * MARGIN
-    pair = _fitted(pair, axis, room - least)
+    pair = _fitted(pair, axis, room - least, lattice)
     extents = [bounds(group) for group in pair]
     lengths = [box[axis + 2] - box[axis] for box in extents]
     spare = max(0.0, room - least - sum(lengths))
@@ -79,8 +95,9 @@ def _apart(pair: list[Group], relation: str, draw: Keyed, grounded: bool) -> lis
     drift = 0.0 if relation == "next to" else draw.between(-DRIFT, DRIFT)
     moved = []
     for group, box, at, sway in zip(pair, extents, starts, (-drift / 2, drift / 2), strict=True):
-        along = at - box[axis]
+        along = lattice.shift(at - box[axis], -box[axis], 1 - box[axis + 2])
         across = _across(group, box, 1 - axis, line + sway, relation)
+        across = lattice.shift(across, -box[1 - axis], 1 - box[3 - axis])
         shift = (along, across) if axis == 0 else (across, along)
         moved.append([piece.moved(1, *shift) for piece in group])
     return moved
@@ -93,11 +110,15 @@ def _across(group: Group, box: tuple[float, ...], axis: int, line: float, relati
     return max(MARGIN - box[axis], min(1 - MARGIN - box[axis + 2], line - own))
 
 
-def _fitted(pair: list[Group], axis: int, room: float) -> list[Group]:
+def _fitted(pair: list[Group], axis: int, room: float, lattice: Lattice) -> list[Group]:
     """Both scaled down alike when they do not fit one after the other."""
     total = sum(box[axis + 2] - box[axis] for box in map(bounds, pair))
-    scale = min(1.0, room / total)
-    return [[piece.moved(scale, 0, 0) for piece in group] for group in pair]
+    if total <= room:
+        return pair
+    scales = [lattice.at_most(room / total * group[0].side) / group[0].side for group in pair]
+    return [
+        lattice.settle([piece.moved(scale, 0, 0) for piece in group]) for scale, group in zip(scales, pair, strict=True)
+    ]
 
 
 def _finish(plan: Plan, caption: str, groups: list[Group]) -> Scene:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from configs.training import WorldConfig
+from ldm.data.emoji_scenes.lattice import Lattice
 from ldm.data.emoji_scenes.nouns import NOUNS, UNCOUNTED
 from ldm.data.emoji_scenes.vocabulary import COLOURS, SCENES, SIZES, STYLES
 
@@ -49,6 +50,7 @@ class World:
         self.recipes = _chosen("kind of scene", config.recipes, RECIPES)
         self.deck = tuple(name for name in self.recipes for _ in range(RECIPES[name][0]))
         self.style_deck = tuple(style for style in self.styles for _ in range(_FLAT_SHARE if style == "flat" else 1))
+        self.lattice = Lattice(config.lattice, config.sides)
         self._roles: dict[str, tuple[str, ...]] = {}
         for recipe in self.recipes:
             self._require(recipe)
