@@ -102,3 +102,70 @@ class ModelConfig:
     text_encoders: tuple[TextEncoderConfig, ...]
     diffusion: DiffusionConfig = DiffusionConfig()
     family: str = "sd1"
+
+
+@dataclass(frozen=True)
+class ControlNetConfig:
+    """A ControlNet: the way down and the middle of a U-Net, and a small network for the control image.
+
+    unet: the U-Net it is a copy of; `up_depths` plays no part. hollow: by level, whether its transformers have
+    projections but no blocks, as in the small SDXL ones (their `down_depths` are 0).
+    """
+
+    unet: UNetConfig = UNetConfig()
+    hollow: tuple[bool, ...] = ()
+    hint_channels: tuple[int, ...] = (16, 32, 96, 256)  # of the control image's network, from full size down
+    hint_in: int = 3  # channels of the control image
+    order: Literal["rgb", "bgr"] = "rgb"
+    pooled: bool = False  # residuals are averaged over the picture
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """A T2I-Adapter: a control image to one feature map for each level of the U-Net."""
+
+    kind: Literal["full", "full_xl", "light"] = "full"
+    in_channels: int = 3
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)  # light: one less, the last level repeats it
+    layers: int = 2  # ResNets by level
+    factor: int = 8  # pixels of a side folded into channels at once
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """A tiny autoencoder (TAESD), by level: the encoder's from the finest, the decoder's from the coarsest.
+
+    A half without levels is not there: preview files hold the decoder alone.
+    """
+
+    encoder_channels: tuple[int, ...] = (64, 64, 64, 64)
+    encoder_layers: tuple[int, ...] = (1, 3, 3, 3)
+    decoder_channels: tuple[int, ...] = (64, 64, 64, 64)
+    decoder_layers: tuple[int, ...] = (3, 3, 3, 1)
+    latent_channels: int = 4
+    in_channels: int = 3
+    out_channels: int = 3
+    scaling_factor: float = 1.0
+    shift_factor: float = 0.0
+    sample_size: int = 512  # tile size in pixels
+
+
+@dataclass(frozen=True)
+class ImagePromptConfig:
+    """An IP-Adapter: image embeddings to tokens, and keys and values of these in every cross-attention.
+
+    kind: "plain" one CLIP image embedding to `tokens`; "full" each of CLIP's patches to a token; "plus" a resampler of
+    patches; "face" an identity embedding to tokens; "face_plus" those and a resampler.
+    """
+
+    kind: Literal["plain", "full", "plus", "face", "face_plus"] = "plain"
+    image_dim: int = 1024  # of the image embedding, or of each patch
+    context_dim: int = 768
+    tokens: int = 4  # 0 for as many as patches
+    width: int = 0  # inside the resampler
+    depth: int = 0  # layers of the resampler
+    heads: int = 0  # of 64 each
+    mlp_width: int = 0
+    id_dim: int = 0  # of the identity embedding
+    id_width: int = 0  # of the layer behind it
+    attentions: tuple[int, ...] = ()  # width of each cross-attention: down, up, middle

@@ -44,7 +44,7 @@ MID_BLOCKS: dict[str | None, Literal["transformer", "resnet", "none"]] = {
 ACTIVATIONS: dict[str, Literal["quick_gelu", "gelu"]] = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
 
 
-def _refuse_unknown_values(json: Json, fixed: dict[str, Any], what: str) -> None:
+def refuse_unknown_values(json: Json, fixed: dict[str, Any], what: str) -> None:
     for name, value in fixed.items():
         if json.get(name, value) != value:
             raise ValueError(f"this {what} has {name} = {json[name]!r}, which is not supported (only {value!r} is)")
@@ -101,7 +101,7 @@ def unet_from_json(json: Json) -> UNetConfig:
 
     Raises ValueError naming the first option that the U-Net does not implement.
     """
-    _refuse_unknown_values(json, UNET_FIXED, "U-Net")
+    refuse_unknown_values(json, UNET_FIXED, "U-Net")
     channels = tuple(json.get("block_out_channels", (320, 640, 1280, 1280)))
     down, up, mid_depth = _depths(json, len(channels))
     context = set(_by_level(json.get("cross_attention_dim", 1280), len(channels)))
@@ -188,7 +188,7 @@ def unet_to_json(config: UNetConfig) -> dict[str, Any]:
         "down_block_types": _block_types(config.down_depths, "Down"),
         "up_block_types": _block_types(config.up_depths, "Up"),
         "mid_block_type": {name: block for block, name in MID_BLOCKS.items()}[config.mid],
-        "layers_per_block": [len(row) for row in config.down_depths],
+        "layers_per_block": _short([len(row) for row in config.down_depths]),
         **_written_depths(config),
         "attention_head_dim": list(config.heads),
         "cross_attention_dim": config.context_dim,
@@ -205,7 +205,7 @@ def unet_to_json(config: UNetConfig) -> dict[str, Any]:
 
 def autoencoder_from_json(json: Json) -> AutoencoderConfig:
     """Reads the `config.json` of an AutoencoderKL. Raises ValueError naming an option that is not implemented."""
-    _refuse_unknown_values(json, {"act_fn": "silu"}, "autoencoder")
+    refuse_unknown_values(json, {"act_fn": "silu"}, "autoencoder")
     blocks = {*json.get("down_block_types", ()), *json.get("up_block_types", ())}
     if unknown := blocks - {"DownEncoderBlock2D", "UpDecoderBlock2D"}:
         raise ValueError(f"autoencoder block types {sorted(unknown)} are not supported")

@@ -9,6 +9,8 @@ from typing import Literal
 
 from configs.architecture import AutoencoderConfig, DiffusionConfig, TextEncoderConfig, UNetConfig
 
+STAGES = ("classifier", "autoencoder", "text", "denoiser")  # tables of a run file, in the order they are trained
+
 
 def _require(fits: bool, name: str, value: object, wanted: str) -> None:
     if not fits:
@@ -33,6 +35,27 @@ def _above_zero(config: object, *names: str) -> None:
 def _widths(config: object, name: str) -> None:
     widths = getattr(config, name)
     _require(len(widths) > 0 and min(widths) > 0, name, widths, "one width above 0 for each level")
+
+
+def _multiples(widths: tuple[int, ...], name: str, of: int, what: str) -> None:
+    fits = of > 0 and len(widths) > 0 and all(width > 0 and width % of == 0 for width in widths)
+    _require(fits, name, widths, f"one multiple of {what} for each level")
+
+
+def _levels(model: UNetConfig) -> None:
+    """Raises ValueError if the lists of a U-Net do not fit its levels."""
+    levels = len(model.channels)
+    for name in ("down_depths", "up_depths", "heads", "only_cross_attention"):
+        value = getattr(model, name)
+        _require(len(value) == levels, f"model.{name}", value, f"{levels} of them, as many as model.channels")
+    for down, up in zip(model.down_depths, reversed(model.up_depths), strict=True):
+        fits = len(up) == len(down) + 1 > 1
+        _require(fits, "model.up_depths", model.up_depths, "one number more for each level than in model.down_depths")
+    for level, (width, heads) in enumerate(zip(model.channels, model.heads, strict=True)):
+        deepest = level == levels - 1 and model.mid == "transformer"
+        if deepest or any(model.down_depths[level] + model.up_depths[levels - 1 - level]):
+            fits = heads > 0 and width % heads == 0
+            _require(fits, "model.heads", model.heads, f"divisors of model.channels = {model.channels}, level by level")
 
 
 @dataclass(frozen=True)
@@ -114,7 +137,7 @@ class ClassifierConfig:
     loop: LoopConfig = LoopConfig()
 
     def __post_init__(self) -> None:
-        _widths(self, "channels")
+        _multiples(self.channels, "channels", 8, "8, the groups of its norms,")
 
 
 @dataclass(frozen=True)
@@ -136,8 +159,13 @@ class AutoencoderStage:
     def __post_init__(self) -> None:
         _at_least(0, self, "crop", "perceptual", "kl", "latent_noise", "adversarial")
         _share(self, "adversarial_from", "whole_from")
-        _at_least(1, self, "discriminator_channels")
+        channels = self.discriminator_channels
+        _require(channels > 0 and channels % 4 == 0, "discriminator_channels", channels, "a multiple of 4")
         _above_zero(self, "discriminator_rate")
+        groups = self.model.norm_groups
+        _multiples(self.model.channels, "model.channels", groups, f"model.norm_groups = {groups}")
+        for name in ("quant_conv", "post_quant_conv"):  # they take up the latents' scale
+            _require(getattr(self.model, name), f"model.{name}", False, "true")
         factor = 2 ** (len(self.model.channels) - 1)
         _require(self.crop % factor == 0, "crop", self.crop, f"a multiple of {factor}, or 0")
 
@@ -155,6 +183,8 @@ class TextStage:
     def __post_init__(self) -> None:
         _at_least(0, self, "negatives")
         _at_least(1, self, "image_size")
+        width, heads = self.model.width, self.model.heads
+        _require(heads > 0 and width % heads == 0, "model.width", width, f"a multiple of model.heads = {heads}")
         _widths(self, "image_channels")
 
 
@@ -182,6 +212,9 @@ class DenoiserStage:
         _above_zero(self, "sigma_std")
         _share(self, "empty")
         _at_least(0, self, "text_rate", "pool")
+        groups = self.model.norm_groups
+        _multiples(self.model.channels, "model.channels", groups, f"model.norm_groups = {groups}")
+        _levels(self.model)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioning import Conditioning, text_time_vector
+from ldm.lora.state import Loras
 from ldm.vocabulary import Vocabulary
 from text_encoder import CLIPTextEncoder, PairedTextEncoder
 from unet import UNet
-from vae import AutoencoderKL
+from vae import Autoencoder
 
 
 @dataclass(eq=False)
@@ -23,11 +24,13 @@ class LatentDiffusion:
     family: "sd1", "sd2", "sdxl" or "sdxl_refiner"; it chooses defaults, preview colours and the
         names of what is saved, and no network asks for it.
     model_index: other entries of the checkpoint's `model_index.json`, such as `force_zeros_for_empty_prompt`.
-    source: the folder or hub id it came from, "" for a model made in memory.
+    source: the folder, file or hub id it came from, "" for a model made in memory.
     vocabulary: the words it knows, None where nobody has counted them.
+    notes: what loading it had to guess or leave out, for a person to read.
+    loras: what is merged into the weights of its U-Net and text encoders.
     """
 
-    autoencoder: AutoencoderKL
+    autoencoder: Autoencoder
     text_encoder: CLIPTextEncoder | PairedTextEncoder
     unet: UNet
     scheduler_config: Mapping[str, Any]
@@ -35,6 +38,11 @@ class LatentDiffusion:
     model_index: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
     vocabulary: Vocabulary | None = None
+    notes: tuple[str, ...] = ()
+    loras: Loras = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.loras = Loras(self)
 
     def network(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The U-Net as the denoiser calls it: x (b, c, h, w), t (b,) -> (b, c, h, w)."""

@@ -14,20 +14,25 @@ from torch import Tensor
 from ldm.model import LatentDiffusion
 from pipelines.callback import call_back, check_names
 from pipelines.device import as_device, as_dtype, default_dtype
+from pipelines.embeddings import WithEmbeddings
+from pipelines.lora import WithLoras
 from pipelines.problem import Problem
 from pipelines.request import TextToImageRequest
 from pipelines.result import Result, make_records
 from pipelines.stream import Interrupted, Progress, Stream
 from text_encoder import CLIPTextEncoder, PairedTextEncoder
 from unet import UNet
-from vae import AutoencoderKL
+from vae import Autoencoder
 from vae.pixels import to_numpy, to_pil, to_unit
 
 HUB_OPTIONS = ("revision", "subfolder", "local_files_only", "cache_dir", "token")
-NEEDLESS_OPTIONS = ("use_safetensors", "low_cpu_mem_usage", "requires_safety_checker")
+NEEDLESS_OPTIONS = (
+    *("use_safetensors", "low_cpu_mem_usage", "requires_safety_checker"),
+    *("config", "original_config", "disable_mmap"),  # of single files
+)
 
 
-class Pipeline(ABC):
+class Pipeline(WithEmbeddings, WithLoras, ABC):
     """A task on a model: owns device, precision and memory. Build one with `from_pretrained`.
 
     The model moves to the device with the first call, under offload part by part.
@@ -58,27 +63,36 @@ class Pipeline(ABC):
         variant: str | None = None,
         **options: Any,
     ) -> Self:
-        """Loads a folder in diffusers format, or a hub id, which is downloaded first; by default the embedded model.
+        """Loads a folder in diffusers format, a single file (.safetensors, .ckpt, ...) or a hub id, downloaded first.
+
+        Without any of them, the embedded model.
 
         dtype: precision of the weights (`torch_dtype` is accepted too); by default bfloat16 or float16 on CUDA, float32
             on the CPU. device: CUDA where there is one, else the CPU. variant: such as "fp16".
-        options: `revision`, `subfolder`, `local_files_only`, `cache_dir` and `token`, as for the hub, and parts to use
-            instead of the folder's by diffusers' names: `vae`, `unet`, `text_encoder`, `tokenizer`, `scheduler`, ...
-            (NEEDLESS_OPTIONS are accepted for the sake of code written for diffusers, and do nothing).
+        options: `prediction_type`, "epsilon" or "v_prediction", where a file does not say which; `revision`,
+            `subfolder`, `local_files_only`, `cache_dir` and `token`, as for the hub; and parts to use instead of the
+            model's own, or because a file lacks them, by diffusers' names: `vae`, `unet`, `text_encoder`, `tokenizer`,
+            `scheduler`, ... (NEEDLESS_OPTIONS are accepted for the sake of code written for diffusers, and do nothing).
 
         Raises FileNotFoundError when nothing is there, ValueError when it cannot be used; both say what to do.
         """
-        from ldm.checkpoint import embedded, load_folder, resolve
+        from ldm.checkpoint import embedded, load_model, resolve
 
         path_or_hub_id = embedded() if path_or_hub_id is None else path_or_hub_id
         device, dtype = as_device(device), dtype if dtype is not None else torch_dtype
         precision = default_dtype(device) if dtype is None else as_dtype(dtype)
         where = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
         parts = {name: part for name, part in options.items() if name not in NEEDLESS_OPTIONS}
-        folder = resolve(path_or_hub_id, variant=variant, **where)
-        model = load_folder(folder, dtype=precision, variant=variant, components=parts)
+        prediction = parts.pop("prediction_type", None)
+        path = resolve(path_or_hub_id, variant=variant, **where)
+        model = load_model(path, dtype=precision, variant=variant, components=parts, prediction_type=prediction)
         model.source = str(path_or_hub_id)
         return cls(model, device=device, dtype=precision)
+
+    @classmethod
+    def from_single_file(cls, path: Any, **options: Any) -> Self:
+        """The same as `from_pretrained`, under diffusers' name for single files."""
+        return cls.from_pretrained(path, **options)
 
     def save_pretrained(self, folder: Any, *, safe_serialization: bool = True, **options: Any) -> None:
         """Writes the model as a folder that diffusers loads; options are those of `ldm.checkpoint.save_folder`."""
@@ -101,11 +115,11 @@ class Pipeline(ABC):
         self.model.unet = unet
 
     @property
-    def vae(self) -> AutoencoderKL:
+    def vae(self) -> Autoencoder:
         return self.model.autoencoder
 
     @vae.setter
-    def vae(self, vae: AutoencoderKL) -> None:
+    def vae(self, vae: Autoencoder) -> None:
         self.model.autoencoder = vae
 
     @property
@@ -148,6 +162,7 @@ class Pipeline(ABC):
         self.model.text_encoder.to(dtype)
         self.model.unet.to(dtype)
         self.model.autoencoder.to(self.model.autoencoder.compute_dtype(dtype))
+        self.model.loras.remerge()
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
         """Keeps on the accelerator only the part that is at work: less memory, a little slower.

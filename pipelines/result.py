@@ -24,7 +24,7 @@ Record = dict[str, Any]
 class Result:
     """The pictures of a call, as PIL images, an array or a tensor (`output_type`), and one record for each.
 
-    A record is plain JSON: prompt, seed, sampler, steps, guidance, size, model, its hash, and versions.
+    A record is plain JSON: prompt, seed, sampler, steps, guidance, size, model, its hash, LoRAs, and versions.
     """
 
     images: Any
@@ -95,6 +95,7 @@ def make_records(
         **_further(request),
         "model": Path(model.source).resolve().name if Path(model.source).exists() else model.source,
         "model_hash": weights_hash(model)[:10],
+        **({"loras": model.loras.record()} if len(model.loras) else {}),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": device.type,
         "versions": versions(),

@@ -1,6 +1,7 @@
 """One tokenizer and one CLIP text model as a text encoder."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,9 @@ from text_encoder.clip import CLIPTextModel
 from text_encoder.embedding import TextEmbedding
 from text_encoder.prompt import Chunk, Syntax, note_long, split
 from text_encoder.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from text_encoder.inversion import Inversions
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class CLIPTextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.model = model
         self.policy = policy
+        self.inversions: Inversions | None = None
         self.length = min(tokenizer.max_length, model.config.max_length)  # of a chunk, with start and end
         if self.length < 3:
             raise ValueError(

@@ -1,9 +1,12 @@
 """CLIP's byte-pair tokenizer on the `tokenizers` library alone."""
 
+import copy
 import gzip
 import json
+from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,8 @@ class Tokenizer:
 
     Text is NFC-normalised, its white space runs become one blank, it is lower-cased and split into words, digits and
     punctuation; each is merged from bytes. Special tokens match inside the text: where "!" is the padding token (SD 2,
-    second tokenizer of SDXL), every "!" becomes its id.
+    second tokenizer of SDXL), every "!" becomes its id. Where `word`, `word_1`, `word_2`, ... are added tokens (a
+    textual inversion of several vectors), `word` alone stands for all of them, as in diffusers' pipelines.
     """
 
     def __init__(self, vocabulary: dict[str, int], merges: Merges, settings: dict[str, Any]):
@@ -44,7 +48,8 @@ class Tokenizer:
         )
         limit = settings.get("model_max_length") or settings.get("max_len") or MAX_LENGTH
         self.max_length = int(limit) if limit < UNLIMITED else MAX_LENGTH
-        self.comma = self._backend.token_to_id(",</w>")  # None in a vocabulary without commas
+        self.comma = self.token_id(",</w>")  # None in a vocabulary without commas
+        self._followers = _followers(self._backend)
 
     @classmethod
     def clip(cls, pad: str = END) -> "Tokenizer":
@@ -72,9 +77,23 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids without start and end, of any number. ValueError for text that no UTF-8 can hold."""
         try:
-            return list(self._backend.encode(text, add_special_tokens=False).ids)
+            ids = self._backend.encode(text, add_special_tokens=False).ids
         except TypeError as error:
             raise ValueError(f"{text!r} is not text that UTF-8 can hold; remove lone surrogates") from error
+        return [each for index in ids for each in (index, *self._followers.get(index, ()))]
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its exact spelling in the vocabulary, None if there is none."""
+        index: int | None = self._backend.token_to_id(token)
+        return index
+
+    def with_words(self, words: Iterable[str]) -> "Tokenizer":
+        """A copy that reads each of these words, in any case and anywhere in a text, as one token with the next id."""
+        other = copy.copy(self)
+        other._backend = Backend.from_str(self._backend.to_str())
+        other._backend.add_tokens(list(words))
+        other._followers = _followers(other._backend)
+        return other
 
     def frame(self, ids: list[int], length: int) -> list[int]:
         """Start, ids, end, and padding up to `length`."""
@@ -105,7 +124,7 @@ class Tokenizer:
         _write_json(folder / "special_tokens_map.json", self._roles)
 
     def _id(self, token: str) -> int:
-        index = self._backend.token_to_id(token)
+        index = self.token_id(token)
         assert index is not None, f"special token {token!r} was added"
         return index
 
@@ -142,6 +161,16 @@ def _backend(vocabulary: dict[str, int], merges: Merges, unknown: str) -> Backen
     )
     backend.decoder = decoders.ByteLevel()
     return backend
+
+
+def _followers(backend: Backend) -> dict[int, list[int]]:
+    """For each added token the ids of those that are read behind it: of `word_1`, `word_2`, ... behind `word`."""
+    ids = {token.content: index for index, token in backend.get_added_tokens_decoder().items()}
+    followers = {}
+    for word, index in ids.items():
+        names = takewhile(ids.__contains__, (f"{word}_{n}" for n in count(1)))
+        followers[index] = [ids[name] for name in names]
+    return followers
 
 
 def _to_json(token: AddedToken) -> dict[str, Any]:

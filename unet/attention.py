@@ -21,10 +21,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask` is added to the scores (b, heads, n, m)."""
-        q = self._split(self.to_q(x))
-        k, v = self.keys_values(context)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (b, heads, n, d / heads)
+        y = self.mix(self._split(self.to_q(x)), context, mask)  # (b, heads, n, d / heads)
         return self.to_out(y.transpose(1, 2).flatten(2))  # (b, n, d)
+
+    def mix(self, q: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+        """Values of the context, mixed for each query: q (b, heads, n, d / heads) -> the same shape."""
+        k, v = self.keys_values(context)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Two of (b, heads, m, d / heads); for a text they are the same at every step."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from configs.architecture import UNetConfig
+from configs.architecture import ControlNetConfig, UNetConfig
 
 FAMILIES = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 1280: "the SDXL refiner", 2048: "SDXL"}
 INPUTS = {
@@ -43,19 +43,36 @@ def _families(wanted: int, given: int) -> str:
     return meaning if text in (None, model) else f"{meaning}, this looks like the text of {text}"
 
 
-def check_conditions(
-    config: UNetConfig, b: int, vector: Tensor | None, guidance: Tensor | None, residuals: Sequence[Tensor] | None
-) -> None:
+def check_conditions(config: UNetConfig, b: int, vector: Tensor | None, guidance: Tensor | None) -> None:
     """Raises ValueError if a condition beside the text is missing, superfluous or of the wrong shape."""
     shape: Shape = (b,) if config.vector in ("class_table", "class_timestep") else (b, config.vector_dim)
     _expect_if(config.vector != "none", "vector", vector, shape, VECTORS.get(config.vector, ""))
     _expect_if(config.guidance_dim > 0, "guidance", guidance, (b,), "the guidance weight minus one, for each image")
-    count = len(config.channels) + sum(map(len, config.down_depths)) + 1
+
+
+def check_additions(config: UNetConfig, residuals: Sequence[Tensor] | None, features: Sequence[Tensor]) -> None:
+    """Raises ValueError if there are too few or too many residuals of a ControlNet or features of an adapter."""
+    levels = len(config.channels)
+    if features and len(features) not in (levels, levels + 1):
+        raise ValueError(
+            f"this U-Net takes {levels} features (for each level) or {levels + 1} (and the middle), not "
+            f"{len(features)}; use a T2I-Adapter of the same family"
+        )
+    count = levels + sum(map(len, config.down_depths)) + 1
     if residuals is not None and len(residuals) != count:
         raise ValueError(
             f"this U-Net takes {count} residuals (for each skip connection, then the middle), not {len(residuals)}; "
             "use a ControlNet of the same family"
         )
+
+
+def check_hint(config: ControlNetConfig, hint: Tensor) -> None:
+    """Raises ValueError if control images have the wrong channels, or a size that no latent has."""
+    _expect("hint", hint, ("b", config.hint_in, "h", "w"), "control images in the size of the pictures")
+    factor = 2 ** (len(config.hint_channels) - 1)
+    h, w = hint.shape[2:]
+    if h % factor or w % factor:
+        raise ValueError(f"the control image is {w} x {h} pixels, but must be multiples of {factor}: resize it")
 
 
 def _expect_if(wanted: bool, name: str, value: Tensor | None, shape: Shape, meaning: str) -> None:

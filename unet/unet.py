@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from configs.architecture import UNetConfig
 from unet.attention import Transformer
-from unet.checks import check_conditions, check_inputs
+from unet.checks import check_additions, check_conditions, check_inputs
 from unet.embedding import TimeEmbedding, VectorEmbedding, class_embedding
 from unet.resnet import Downsample, ResNet, Upsample
 
@@ -45,12 +45,20 @@ class DownBlock(Block):
         coarsest = level == len(config.channels) - 1
         self.downsamplers = nn.ModuleList([] if coarsest else [Downsample(c)])
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor, mask: Tensor | None) -> list[Tensor]:
+    def forward(
+        self, x: Tensor, time: Tensor, context: Tensor, mask: Tensor | None, feature: Tensor | None = None
+    ) -> list[Tensor]:
+        """`feature` is added at the level's end: before the step down, or behind it where there is no attention."""
         skips = []
         for i in range(len(self.resnets)):
             x = self.layer(i, x, time, context, mask)
             skips.append(x)
-        return skips + [downsample(x) for downsample in self.downsamplers]
+        if feature is not None and len(self.attentions):
+            skips[-1] = skips[-1] + feature
+        skips += [downsample(skips[-1]) for downsample in self.downsamplers]
+        if feature is not None and not len(self.attentions):
+            skips[-1] = skips[-1] + feature
+        return skips
 
 
 class MidBlock(Block):
@@ -86,24 +94,44 @@ class UpBlock(Block):
         return x
 
 
-class UNet(nn.Module):
+class Trunk(nn.Module):
+    """What a U-Net and its ControlNet have in common: all up to and with the middle."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        c, d, levels = config.channels[0], 4 * config.channels[0], range(len(config.channels))
+        # time and vector
+        self.time_embedding = TimeEmbedding(c, d, config.guidance_dim)
+        self.add_embedding = VectorEmbedding(config.vector_dim, d) if config.vector == "text_time" else None
+        self.class_embedding = class_embedding(config)
+        # down and middle
+        self.conv_in = nn.Conv2d(config.in_channels, c, 3, padding=1)
+        self.down_blocks = nn.ModuleList(DownBlock(config, level) for level in levels)
+        self.mid_block = MidBlock(config)
+
+    def embed_time(self, t: Tensor, vector: Tensor | None, guidance: Tensor | None) -> Tensor:
+        """All that does not depend on the place, (b, d), as every ResNet takes it."""
+        time = self.time_embedding(t, guidance)
+        for embedding in (self.class_embedding, self.add_embedding):
+            time = time if embedding is None else time + embedding(vector)
+        return F.silu(time)
+
+
+def text_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """mask (b, n), True where the text may be seen -> what is added to scores, (b, 1, 1, n)."""
+    return None if mask is None else MASKED * (~mask[:, None, None, :]).to(dtype)
+
+
+class UNet(Trunk):
     """Predicts noise, velocity or image from a noisy latent, a time and a text.
 
     The state dict is the one of diffusers' UNet2DConditionModel.
     """
 
     def __init__(self, config: UNetConfig):
-        super().__init__()
+        super().__init__(config)
         self.config = config
-        c, d, levels = config.channels[0], 4 * config.channels[0], range(len(config.channels))
-        # time and vector
-        self.time_embedding = TimeEmbedding(c, d, config.guidance_dim)
-        self.add_embedding = VectorEmbedding(config.vector_dim, d) if config.vector == "text_time" else None
-        self.class_embedding = class_embedding(config)
-        # the U
-        self.conv_in = nn.Conv2d(config.in_channels, c, 3, padding=1)
-        self.down_blocks = nn.ModuleList(DownBlock(config, level) for level in levels)
-        self.mid_block = MidBlock(config)
+        c, levels = config.channels[0], range(len(config.channels))
         self.up_blocks = nn.ModuleList(UpBlock(config, level) for level in reversed(levels))
         self.conv_norm_out = nn.GroupNorm(config.norm_groups, c, eps=config.norm_eps)
         self.conv_out = nn.Conv2d(c, config.out_channels, 3, padding=1)
@@ -118,6 +146,7 @@ class UNet(nn.Module):
         vector: Tensor | None = None,
         guidance: Tensor | None = None,
         residuals: Sequence[Tensor] | None = None,
+        features: Sequence[Tensor] = (),
     ) -> Tensor:
         """x (b, c_in, h, w), t (b,), context (b, n, d) -> (b, c_out, h, w), in the dtype of the weights.
 
@@ -127,22 +156,26 @@ class UNet(nn.Module):
         vector: SDXL's pooled text and size sinusoids or an image embedding (b, v), class numbers or noise levels (b,).
         guidance: (b,), the guidance weight minus one, for models distilled with it.
         residuals: from ControlNets, one for each skip connection and the last for the middle.
+        features: from a T2I-Adapter, one for each level, finest first, and perhaps one for the middle.
 
         ValueError if one of them does not fit the network.
         """
         check_inputs(self.config, x, t, context, mask)
-        check_conditions(self.config, len(x), vector, guidance, residuals)
+        check_conditions(self.config, len(x), vector, guidance)
+        check_additions(self.config, residuals, features)
         # conditions
         dtype = self.conv_in.weight.dtype
         context = context.to(dtype)
-        bias = None if mask is None else MASKED * (~mask[:, None, None, :]).to(dtype)  # (b, heads, queries, n)
+        bias = text_bias(mask, dtype)
         time = self.embed_time(t, vector, guidance)
         # down
         skips = [self.conv_in(x.to(dtype))]
-        for block in self.down_blocks:
-            skips += block(skips[-1], time, context, bias)
+        for level, block in enumerate(self.down_blocks):
+            skips += block(skips[-1], time, context, bias, features[level] if features else None)
         # middle
         x = self.mid_block(skips[-1], time, context, bias)
+        for feature in features[len(self.down_blocks) :]:
+            x = x + feature
         if residuals is not None:
             *extra, last = residuals
             skips = [skip + residual for skip, residual in zip(skips, extra, strict=True)]
@@ -151,10 +184,3 @@ class UNet(nn.Module):
         for block in self.up_blocks:
             x = block(x, skips, time, context, bias)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
-
-    def embed_time(self, t: Tensor, vector: Tensor | None, guidance: Tensor | None) -> Tensor:
-        """All that does not depend on the place, (b, d), as every ResNet takes it."""
-        time = self.time_embedding(t, guidance)
-        for embedding in (self.class_embedding, self.add_embedding):
-            time = time if embedding is None else time + embedding(vector)
-        return F.silu(time)

@@ -7,8 +7,16 @@ if TYPE_CHECKING:
     from vae.autoencoder import AutoencoderKL as AutoencoderKL
     from vae.autoencoder import DiagonalGaussian as DiagonalGaussian
     from vae.autoencoder import canonical_keys as canonical_keys
+    from vae.tiny import Autoencoder as Autoencoder
+    from vae.tiny import AutoencoderTiny as AutoencoderTiny
 
-_HOMES = {"AutoencoderKL": "autoencoder", "DiagonalGaussian": "autoencoder", "canonical_keys": "autoencoder"}
+_HOMES = {
+    "Autoencoder": "tiny",
+    "AutoencoderKL": "autoencoder",
+    "AutoencoderTiny": "tiny",
+    "DiagonalGaussian": "autoencoder",
+    "canonical_keys": "autoencoder",
+}
 
 
 def __getattr__(name: str) -> Any:

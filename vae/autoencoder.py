@@ -5,7 +5,7 @@ Shapes: b batch, H W image height and width in pixels, c latent channels, h w la
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from configs.architecture import AutoencoderConfig
 from vae.decoder import Decoder
 from vae.encoder import Encoder
-from vae.tiling import SMALLEST_TILE, tiled
+from vae.tiling import InParts
 
 LEGACY_PROJECTIONS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _PROJECTION = re.compile(r"(.+\.attentions\.\d+)\.(query|key|value|proj_attn|to_q|to_k|to_v|to_out\.0)\.(weight|bias)")
@@ -60,7 +60,7 @@ class DiagonalGaussian:
         return torch.randn(shape, generator=generator, device=where).to(device)
 
 
-class AutoencoderKL(nn.Module):
+class AutoencoderKL(InParts):
     """Images in [-1, 1] to latents and back, with diffusers' state-dict names.
 
     It owns the scale of its latents: what `encode` gives and `decode` takes is what the denoiser works on,
@@ -71,16 +71,13 @@ class AutoencoderKL(nn.Module):
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
-        super().__init__()
+        super().__init__(config.sample_size)
         c = config.latent_channels
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * c, 2 * c, 1) if config.quant_conv else nn.Identity()
         self.post_quant_conv = nn.Conv2d(c, c, 1) if config.post_quant_conv else nn.Identity()
-        self.slicing = False
-        self.tiling = False
-        self.tile_size = config.sample_size
 
     @property
     def factor(self) -> int:
@@ -102,42 +99,19 @@ class AutoencoderKL(nn.Module):
 
     def posterior(self, image: Tensor) -> DiagonalGaussian:
         """As `encode`, before any scaling: the distribution whose `kl` an autoencoder is trained with."""
-        _require_channels(image, self.config.in_channels, "images")
-        _require_multiples(image, self.factor)
+        require_channels(image, self.config.in_channels, "images")
+        require_multiples(image, self.factor)
         image = image.to(self.encoder.conv_in.weight.dtype)
-        moments = self._in_parts(lambda x: self.quant_conv(self.encoder(x)), image, (self.factor, 1))
+        moments = self.in_parts(lambda x: self.quant_conv(self.encoder(x)), image, (self.factor, 1))
         mean, logvar = moments.float().chunk(2, 1)  # (b, 2c, h, w) -> 2 x (b, c, h, w)
         return DiagonalGaussian(mean, torch.exp(0.5 * logvar.clamp(-30, 20)))
 
     def decode(self, z: Tensor) -> Tensor:
         """Scaled latents (b, c, h, w), of any precision -> images (b, 3, H, W), float32, near [-1, 1], not clamped."""
-        _require_channels(z, self.config.latent_channels, "latents")
+        require_channels(z, self.config.latent_channels, "latents")
         offset, gain = self._scaling(z.device)
         z = (z.float() / gain + offset).to(self.decoder.conv_in.weight.dtype)
-        return self._in_parts(lambda x: self.decoder(self.post_quant_conv(x)), z, (1, self.factor)).float()
-
-    def enable_slicing(self) -> None:
-        """Encodes and decodes the images of a batch one by one: less memory."""
-        self.slicing = True
-
-    def disable_slicing(self) -> None:
-        self.slicing = False
-
-    def enable_tiling(self) -> None:
-        """Encodes and decodes images larger than `tile_size` in overlapping tiles: less memory."""
-        self.tiling = True
-
-    def disable_tiling(self) -> None:
-        self.tiling = False
-
-    def _in_parts(self, network: Callable[[Tensor], Tensor], x: Tensor, units: tuple[int, int]) -> Tensor:
-        """`network` over x as slicing and tiling say; units as in `tiled`."""
-        tile = max(self.tile_size // self.factor, SMALLEST_TILE)
-        if self.slicing and len(x) > 1:
-            return torch.cat([self._in_parts(network, one, units) for one in torch.split(x, 1)])
-        if self.tiling and max(x.shape[2:]) > tile * units[0]:
-            return tiled(network, x, tile, units)
-        return network(x)
+        return self.in_parts(lambda x: self.decoder(self.post_quant_conv(x)), z, (1, self.factor)).float()
 
     def _scaling(self, device: torch.device) -> tuple[Tensor | float, Tensor | float]:
         """(offset, gain): scaled latents are (z - offset) * gain."""
@@ -165,12 +139,12 @@ def _canonical(name: str, tensor: Tensor) -> tuple[str, Tensor]:
     return f"{attention}.{LEGACY_PROJECTIONS.get(projection, projection)}.{kind}", tensor
 
 
-def _require_channels(x: Tensor, c: int, what: str) -> None:
+def require_channels(x: Tensor, c: int, what: str) -> None:
     if x.ndim != 4 or x.shape[1] != c:
         raise ValueError(f"{what} must have the shape (batch, {c}, height, width), got {tuple(x.shape)}")
 
 
-def _require_multiples(image: Tensor, factor: int) -> None:
+def require_multiples(image: Tensor, factor: int) -> None:
     h, w = image.shape[2:]
     if h % factor or w % factor:
         fit = " x ".join(str(max(side // factor, 1) * factor) for side in (w, h))

@@ -3,9 +3,49 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SMALLEST_TILE = 4  # latent cells; a quarter of a tile overlaps, at least one cell
+
+
+class InParts(nn.Module):
+    """An autoencoder that can take the images of a batch one by one, and large ones in overlapping tiles.
+
+    Needs `factor`, its pixels per latent cell. tile_size: pixels of a tile's side; a smaller one needs less memory.
+    """
+
+    def __init__(self, tile_size: int) -> None:
+        super().__init__()
+        self.slicing = False
+        self.tiling = False
+        self.tile_size = tile_size
+
+    @property
+    def factor(self) -> int:
+        raise NotImplementedError
+
+    def enable_slicing(self) -> None:
+        """Encodes and decodes the images of a batch one by one: less memory."""
+        self.slicing = True
+
+    def disable_slicing(self) -> None:
+        self.slicing = False
+
+    def enable_tiling(self) -> None:
+        """Encodes and decodes images larger than `tile_size` in overlapping tiles: less memory."""
+        self.tiling = True
+
+    def disable_tiling(self) -> None:
+        self.tiling = False
+
+    def in_parts(self, network: Callable[[Tensor], Tensor], x: Tensor, units: tuple[int, int]) -> Tensor:
+        """`network` over x as slicing and tiling say; units as in `tiled`."""
+        tile = max(self.tile_size // self.factor, SMALLEST_TILE)
+        if self.slicing and len(x) > 1:
+            return torch.cat([self.in_parts(network, one, units) for one in torch.split(x, 1)])
+        if self.tiling and max(x.shape[2:]) > tile * units[0]:
+            return tiled(network, x, tile, units)
+        return network(x)
 
 
 def tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, units: tuple[int, int]) -> Tensor:

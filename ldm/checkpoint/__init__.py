@@ -7,6 +7,8 @@ _HOMES = {
     "embedded": "hub",
     "is_embedded": "hub",
     "load_folder": "folder",
+    "load_model": "load",
+    "load_single_file": "single_file",
     "resolve": "hub",
     "save_folder": "save",
     "weights_hash": "hash",

@@ -6,27 +6,28 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from configs import interchange
-from configs.architecture import TextEncoderConfig, UNetConfig
+from configs.architecture import TextEncoderConfig, TinyConfig, UNetConfig
+from configs.interchange_extras import tiny_from_json
 from ldm.checkpoint.family import context_width, described, family_of
 from ldm.checkpoint.files import find_weights, has_variant, read_json
 from ldm.checkpoint.hash import remember_files
 from ldm.checkpoint.hub import NETWORKS, require_folder
 from ldm.checkpoint.mend import mended_scheduler, mended_unet
+from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.overrides import checked
-from ldm.checkpoint.weights import Entry, load_weights, main_dtype, read_headers
+from ldm.checkpoint.source import Entry
+from ldm.checkpoint.weights import load_weights, main_dtype, read_headers
 from ldm.model import LatentDiffusion
 from ldm.vocabulary import read_vocabulary
 from text_encoder import LAST, PENULTIMATE, CLIPTextEncoder, CLIPTextModel, PairedTextEncoder, Tokenizer
 from text_encoder.clip import canonical_keys as canonical_text_keys
 from unet import UNet
-from vae import AutoencoderKL
+from vae import Autoencoder, AutoencoderKL, AutoencoderTiny
 from vae.autoencoder import canonical_keys as canonical_vae_keys
 
 T = TypeVar("T")
-C = TypeVar("C")
 
 # The tasks people publish folders for. Their parts are the same, so any of them gives the model.
 TASKS = ("", "Img2Img", "Inpaint", "ControlNet", "ControlNetImg2Img", "ControlNetInpaint", "Adapter", "InstructPix2Pix")
@@ -34,10 +35,12 @@ PIPELINES = {f"{family}{task}Pipeline" for family in ("StableDiffusion", "Stable
     "StableDiffusionInpaintPipelineLegacy",
     "LatentConsistencyModelPipeline",
     "LatentConsistencyModelImg2ImgPipeline",
+    "StableDiffusionDepth2ImgPipeline",
+    "StableDiffusionUpscalePipeline",
 }
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "text_encoder_2": ("CLIPTextModel", "CLIPTextModelWithProjection"),
 }
@@ -138,6 +141,9 @@ class Folder:
         json = self.config(part) | {"architectures": [self._class(part)]}  # the index decides, as in diffusers
         return _read(self.path / part, interchange.text_encoder_from_json, json)
 
+    def tiny_config(self) -> TinyConfig:
+        return _read(self.path / "vae", tiny_from_json, self.config("vae"))
+
     def scheduler(self) -> dict[str, Any]:
         json = self.given.get("scheduler") or read_json(self.path / "scheduler" / "scheduler_config.json")
         json.setdefault("_class_name", self._class("scheduler"))
@@ -151,28 +157,6 @@ def _read(folder: Path, from_json: Callable[[dict[str, Any]], T], json: dict[str
     except (ValueError, TypeError, KeyError, IndexError) as error:
         detail = error if isinstance(error, ValueError) else f"malformed ({type(error).__name__}: {error})"
         raise ValueError(f"{folder / 'config.json'}: {detail}") from None
-
-
-def _on_meta(folder: Path, network: Callable[[C], T], config: C) -> T:
-    """`network(config)` without memory for its weights; a configuration from a file may be any nonsense."""
-    try:
-        with torch.device("meta"), _Uninitialised():
-            return network(config)
-    except Exception as error:
-        detail = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{folder / 'config.json'} describes no network that can be built ({detail})") from None
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Leaves out the initial values of weights, which a file will give.
-
-    On meta there is nothing to fill, yet random initial values make torch import its compiler there: a whole second.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
 
 
 def _model_index(root: Path) -> dict[str, Any]:
@@ -226,17 +210,21 @@ def _text_model(
     if part in folder.given:
         given: CLIPTextModel = folder.given[part]
         return given
-    model = _on_meta(folder.path / part, CLIPTextModel, folder.text_config(part))
+    model = on_meta(folder.path / part / "config.json", CLIPTextModel, folder.text_config(part))
     load_weights(model, entries[part], dtype, canonical_text_keys)
     return model
 
 
-def _autoencoder(folder: Folder, entries: Mapping[str, dict[str, Entry]], dtype: torch.dtype) -> AutoencoderKL:
+def _autoencoder(folder: Folder, entries: Mapping[str, dict[str, Entry]], dtype: torch.dtype) -> Autoencoder:
     if "vae" in folder.given:
-        given: AutoencoderKL = folder.given["vae"]
+        given: Autoencoder = folder.given["vae"]
         return given
+    if folder.index["vae"][1] == "AutoencoderTiny":
+        tiny = on_meta(folder.path / "vae" / "config.json", AutoencoderTiny, folder.tiny_config())
+        load_weights(tiny, entries["vae"], dtype, dict)
+        return tiny
     config = _read(folder.path / "vae", interchange.autoencoder_from_json, folder.config("vae"))
-    autoencoder = _on_meta(folder.path / "vae", AutoencoderKL, config)
+    autoencoder = on_meta(folder.path / "vae" / "config.json", AutoencoderKL, config)
     load_weights(autoencoder, entries["vae"], autoencoder.compute_dtype(dtype), canonical_vae_keys)
     return autoencoder
 
@@ -245,7 +233,7 @@ def _unet(folder: Folder, entries: Mapping[str, dict[str, Entry]], dtype: torch.
     if "unet" in folder.given:
         given: UNet = folder.given["unet"]
         return given
-    unet = _on_meta(folder.path / "unet", UNet, folder.unet_config())
+    unet = on_meta(folder.path / "unet" / "config.json", UNet, folder.unet_config())
     try:
         load_weights(unet, entries["unet"], dtype, dict)
     except ValueError as error:

@@ -33,13 +33,15 @@ def remember_files(unet: nn.Module, files: Sequence[Path]) -> None:
 
 
 def weights_hash(model_or_folder: LatentDiffusion | str | Path, variant: str | None = None) -> str:
-    """SHA-256, in hex, of the U-Net's weight files one after the other in name order.
+    """SHA-256, in hex, of the U-Net's weight files one after the other in name order, or of the single file it is in.
 
-    For a model whose U-Net was made or changed in memory (trained, LoRA merged; edits behind `.data` are not seen), or
-    whose files have changed or gone since, of its state dict instead: names, dtypes, shapes and bytes. Computed once
-    for a model, until its U-Net changes.
+    For a model whose U-Net was made or changed in memory, or whose files have changed or gone since, of its state dict
+    instead: names, dtypes, shapes and bytes. Edits behind `.data` are not seen; that is how LoRAs are merged, so they
+    do not change it until they are fused. Computed once for a model, until its U-Net changes.
     """
     if not isinstance(model_or_folder, LatentDiffusion):
+        if Path(model_or_folder).is_file():
+            return _hash_files([Path(model_or_folder)])
         return _hash_files(find_weights(require_folder(model_or_folder) / "unet", "unet", variant))
     unet: nn.Module = getattr(model_or_folder.unet, "_orig_mod", model_or_folder.unet)  # inside torch.compile
     known = _known.get(unet)
@@ -49,6 +51,22 @@ def weights_hash(model_or_folder: LatentDiffusion | str | Path, variant: str | N
         same = known.files and _stamps(known.files) == known.stamps
         known.digest = _hash_files(known.files) if same else _hash_state(unet)
     return known.digest
+
+
+def pin_hash(model: LatentDiffusion) -> None:
+    """Makes sure of a model's hash before changes behind `.data` that will be taken back.
+
+    Those are not seen; so it only has to be computed now where it could not be computed from files later.
+    """
+    unet: nn.Module = getattr(model.unet, "_orig_mod", model.unet)
+    known = _known.get(unet)
+    if known is None or not known.files or known.state != _state(unet):
+        weights_hash(model)
+
+
+def forget_hash(unet: nn.Module) -> None:
+    """After changes behind `.data` that stay."""
+    _known.pop(getattr(unet, "_orig_mod", unet), None)
 
 
 def _state(module: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""From what a person typed, a path or a hub id, to a folder on this machine."""
+"""From what a person typed, a path or a hub id, to a folder or a file on this machine."""
 
 import difflib
 import json
@@ -10,6 +10,7 @@ from typing import Any
 from ldm.checkpoint.files import has_variant, weight_stem
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 OTHERS = ("tokenizer", "tokenizer_2", "scheduler")
 
 
@@ -43,7 +44,7 @@ def resolve(
     variant: str | None = None,
     subfolder: str | None = None,
 ) -> Path:
-    """The local folder of a model, `subfolder` included.
+    """The local folder of a model, `subfolder` included, or the single file that it is.
 
     What exists here is taken as it is; only a name such as `org/name` that does not is downloaded, and of that only the
     configurations, the tokenizers and the safetensors files of the variant (the plain ones of parts without it).
@@ -52,6 +53,10 @@ def resolve(
     not answer or does not have it.
     """
     local = Path(path_or_id).expanduser()
+    if "://" in str(path_or_id) and not local.exists():
+        raise ValueError(f"{path_or_id} is an address: download the file, and name it or the hub id (org/name)")
+    if local.exists() and not local.is_dir() and subfolder is None:
+        return local
     if local.exists():
         return require_folder(local, subfolder)
     if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", str(path_or_id)):
@@ -66,11 +71,12 @@ def require_folder(path: str | Path, subfolder: str | None = None) -> Path:
     folder = Path(path).expanduser() / (subfolder or "")
     if folder.is_file():
         raise ValueError(
-            f"{folder} is a single file; this reads folders in diffusers format (with a model_index.json). Single "
-            "files are not read yet: convert it with diffusers' from_single_file and save_pretrained"
+            f"{folder} is a single file; this reads folders in diffusers format (with a model_index.json). "
+            "from_pretrained and load_single_file read single files"
         )
     if not folder.exists():
-        raise FileNotFoundError(f"there is no folder {folder}{_nearby(folder)}")
+        what = "file" if folder.suffix in FILES else "folder"
+        raise FileNotFoundError(f"there is no {what} {folder}{_nearby(folder)}")
     if not (folder / "model_index.json").exists():
         raise ValueError(
             f"{folder} is not a model folder in diffusers format: it has no model_index.json"
@@ -95,7 +101,7 @@ def _contents(folder: Path) -> str:
     weights = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".ckpt", ".bin"))
     if not weights:
         return ""
-    return f"; it holds {weights[0]}: single files and parts of a model are not read; name the whole model"
+    return f"; it holds {weights[0]}: if that is a whole model, name the file itself"
 
 
 def _download(repo: str, variant: str | None, prefix: str, options: dict[str, Any]) -> Path:

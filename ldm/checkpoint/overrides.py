@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from configs.architecture import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from configs.architecture import AutoencoderConfig, TextEncoderConfig, TinyConfig, UNetConfig
 from text_encoder import CLIPTextEncoder, PairedTextEncoder, Tokenizer
 
-NETWORK_CONFIGS = {
+NETWORK_CONFIGS: dict[str, tuple[Any, str]] = {
     "unet": (UNetConfig, "a unet.UNet"),
-    "vae": (AutoencoderConfig, "a vae.AutoencoderKL"),
+    "vae": ((AutoencoderConfig, TinyConfig), "a vae.AutoencoderKL or AutoencoderTiny"),
     "text_encoder": (
         TextEncoderConfig,
         "a text_encoder.CLIPTextModel or a whole CLIPTextEncoder or PairedTextEncoder",

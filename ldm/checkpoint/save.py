@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from configs import interchange
+from configs.interchange_extras import vae_to_json
 from ldm.checkpoint.files import weight_stem
 from ldm.model import LatentDiffusion
 from ldm.vocabulary import write_vocabulary
@@ -48,8 +49,10 @@ def save_folder(
     overwrite: replaces a folder that already has contents, as a whole.
 
     The folder appears complete or not at all: it is written beside its place and then renamed. Raises FileExistsError
-    for a folder with contents unless `overwrite`, ValueError for a size or variant that cannot be read.
+    for a folder with contents unless `overwrite`, ValueError for a size or variant that cannot be read, or while LoRAs
+    are loaded.
     """
+    model.loras.require_settled()
     target, limit = Path(path).expanduser(), parse_size(max_shard_size)
     if variant is not None and not re.fullmatch(r"[\w-]+", variant):
         raise ValueError(
@@ -89,7 +92,7 @@ def parse_size(size: int | str) -> int:
 def _write(model: LatentDiffusion, folder: Path, writer: "_Writer") -> None:
     encoders = _text_encoders(model)
     writer.write(folder / "unet", model.unet, interchange.unet_to_json(model.unet.config))
-    writer.write(folder / "vae", model.autoencoder, interchange.autoencoder_to_json(model.autoencoder.config))
+    writer.write(folder / "vae", model.autoencoder, vae_to_json(model.autoencoder.config))
     for part, encoder in encoders.items():
         writer.write(folder / part, encoder.model, interchange.text_encoder_to_json(encoder.model.config))
         encoder.tokenizer.save(folder / part.replace("text_encoder", "tokenizer"))
@@ -111,7 +114,7 @@ def _model_index(model: LatentDiffusion, encoders: Mapping[str, CLIPTextEncoder]
     """Which class of which library reads each part; [null, null] for what this model does not have."""
     parts: dict[str, list[str | None]] = {
         "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": ["diffusers", type(model.autoencoder).__name__],
         "scheduler": ["diffusers", model.scheduler_config["_class_name"]],
     }
     xl, absent = model.family.startswith("sdxl"), [None, None]

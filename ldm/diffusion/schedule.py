@@ -35,6 +35,7 @@ class NoiseSchedule:
         self._log_table = sigmas.double().log().float().double()
         self._table = sigmas.double()
         self.training_sigmas: tuple[float, ...] = tuple(self._table.tolist())
+        self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @property
     def train_steps(self) -> int:
@@ -79,21 +80,27 @@ class NoiseSchedule:
         return self._table[steps.cpu()].float().to(device)
 
     def _sigma(self, t: Tensor) -> Tensor:
-        table = self._table.to(t.device)
+        table, _ = self._tables(t.device)
         t = t.clamp(0, self.train_steps - 1)
         low = t.long().clamp(max=self.train_steps - 2)
         return table[low] + (t - low) * (table[low + 1] - table[low])
 
     def _time(self, sigma: Tensor) -> Tensor:
-        table = self._table.to(sigma.device)
+        table, _ = self._tables(sigma.device)
         exact = torch.searchsorted(table, sigma).clamp(max=self.train_steps - 1)
         return torch.where(table[exact] == sigma, exact.double(), self._interpolated_time(sigma))
 
     def _interpolated_time(self, sigma: Tensor) -> Tensor:
-        logs = self._log_table.to(sigma.device)
+        _, logs = self._tables(sigma.device)
         log_sigma = sigma.clamp(min=1e-10).log()
         low = (torch.searchsorted(logs, log_sigma, right=True) - 1).clamp(0, self.train_steps - 2)
         return low + ((log_sigma - logs[low]) / (logs[low + 1] - logs[low])).clamp(0, 1)
+
+    def _tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """sigma and ln sigma by training step, on the device: copied there once, for a copy waits for the device."""
+        if device not in self._copies:
+            self._copies[device] = (self._table.to(device), self._log_table.to(device))
+        return self._copies[device]
 
 
 def training_betas(config: DiffusionConfig) -> Tensor:

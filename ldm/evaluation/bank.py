@@ -53,11 +53,11 @@ def template(noun: str, side: int, tint: str = "") -> Template:
     if tint:
         dark, light = tint_ends(tint)
         colour = dark + (light - dark) * luminance(colour)
-    ink, soft = smooth(colour * alpha, BLUR), smooth(alpha[None], BLUR)[0]
-    near, far = (_widened(alpha, reach) for reach in RING)
-    outside = far - near
+    layers = torch.cat([colour * alpha, alpha[None]])
+    near, far = smooth(layers, BLUR), smooth(layers, FAR_BLUR)
+    soft, outside = near[3], _ring(alpha)
     weights = (soft / soft.sum(), outside / outside.sum())
-    return Template(ink, 1 - soft, _extended(colour * alpha, alpha), *weights, left - pad, top - pad)
+    return Template(near[:3], 1 - soft, _extended(near, far), *weights, left - pad, top - pad)
 
 
 def luminance(colour: Tensor) -> Tensor:
@@ -89,14 +89,15 @@ def _gaussian(n: int, sigma: float) -> Tensor:
     return torch.zeros(n, n).index_put_((rows, columns), (weights / weights.sum()).expand(n, -1), accumulate=True)
 
 
-def _widened(alpha: Tensor, reach: int) -> Tensor:
+def _ring(alpha: Tensor) -> Tensor:
+    """(h, w) -> (h, w): 1 where the nearest ink is between both of RING away."""
     solid = (alpha > 0.1).float()[None, None]
-    return F.max_pool2d(solid, 2 * reach + 1, 1, reach)[0, 0]
+    near = F.max_pool2d(solid, 2 * RING[0] + 1, 1, RING[0])
+    rest = RING[1] - RING[0]
+    return (F.max_pool2d(near, 2 * rest + 1, 1, rest) - near)[0, 0]
 
 
-def _extended(premultiplied: Tensor, alpha: Tensor) -> Tensor:
-    """The ink's smoothed colour; beyond the ink a continuation of it."""
-    layers = torch.cat([premultiplied, alpha[None]])
-    near, far = smooth(layers, BLUR), smooth(layers, FAR_BLUR)
+def _extended(near: Tensor, far: Tensor) -> Tensor:
+    """(4, h, w) -> (3, h, w): the ink's colour, smoothed a little; beyond the ink a continuation, smoothed widely."""
     known = (near[3] / 0.1).clamp(0, 1)
     return known * near[:3] / near[3].clamp_min(1e-6) + (1 - known) * far[:3] / far[3].clamp_min(1e-6)

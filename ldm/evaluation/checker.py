@@ -26,7 +26,7 @@ from ldm.evaluation.verdict import Verdict, judge
 from vae.pixels import from_pil
 
 ACCEPTED = 0.34  # score from which on a noun is there, if no other noun is more likely
-SURE = 0.5  # score from which on a find is sure, and nobody looks for a hidden one
+SURE = 0.5  # score from which on a noun is there in another colour than the caption says
 HOPELESS = 0.1  # score of a first look that is not worth a second one
 LOOKED_AT = 10  # candidates whose place is refined
 FURTHER = 0.30  # score of a further one of a kind
@@ -106,11 +106,8 @@ class Checker:
 
     def _find(self, picture: "_Picture", noun: str, expected: str) -> list[Match]:
         """The places of a noun, best first."""
-        found = picture.matches(noun, self.tints)
-        if not found or found[0].score < SURE:
-            found = sorted([*found, *picture.matches(noun, self.tints, upper=True)], key=_order)
         kept: list[Match] = []
-        for match in found:
+        for match in picture.matches(noun, self.tints):
             least, benefit = _least(match, kept, expected)
             if match.score >= least - benefit and self._apart(match, kept) and self._stands(picture, match, least):
                 kept.append(match)
@@ -149,9 +146,10 @@ class _Picture:
         self.size = pixels.shape[-1]
         self.searcher, self.matcher = Searcher(pixels), Matcher(smooth(pixels, BLUR))
 
-    def matches(self, noun: str, tints: Sequence[str], *, upper: bool = False) -> list[Match]:
+    def matches(self, noun: str, tints: Sequence[str]) -> list[Match]:
         """Refined places of a noun, best first; one place may come in two tints."""
-        starts = [self._screened(one) for one in self.searcher.find(noun, tints, upper=upper)]
+        places = (self.searcher.find(noun, tints, upper=upper) for upper in (False, True))
+        starts = [self._screened(one) for some in places for one in some]
         chosen: list[Match] = []
         for start in sorted(starts, key=_order):
             if start.score > HOPELESS and not any(_same(start, one) for one in chosen):

@@ -9,11 +9,12 @@ from torch.nn import functional as F
 
 from ldm.data.emoji_scenes.atlas import glyphs
 from ldm.data.emoji_scenes.scene import Box, ink_box
-from ldm.evaluation.bank import template
+from ldm.evaluation.bank import RING, template
 
-TOLERANCE = 0.10  # root mean square difference of colours, in 0..1, from which on a pixel hardly agrees
+TOLERANCE = (0.05, 0.10)  # least and largest difference of colours, in 0..1, from which on a pixel hardly agrees
+STRICT = 0.4  # that difference as a share of the contrast: green on grass is told by less than red on white
 SPILL = 0.6  # weight of the pixels around the ink that look as if it went on
-NORMAL = 40  # pixels: the side whose score stays as it is
+NORMAL = 36  # pixels: the side of the ink whose score stays as it is
 FLAT = 0.4  # weight of the agreement that one even colour reaches: only structure and outline are evidence
 LARGE = 0.2  # how much more a large match says than a small one: a power of its side
 REACH = 4  # further steps of the local search at most
@@ -65,13 +66,14 @@ class Matcher:
         far = self.image.shape[-1]
         if left < 0 or top < 0 or left + w + 2 * step > far or top + h + 2 * step > far:
             return torch.full((2, 9), -1.0)
-        area = self.image[:, top:, left:]
-        c, v, u = area.stride()
+        rest = self.image[:, top:, left:]
+        c, v, u = rest.stride()
         shape = (3, 3, 3, -(-h // thin), -(-w // thin))
-        windows = area.as_strided(shape, (v * step, u * step, c, v * thin, u * thin), area.storage_offset())
+        windows = rest.as_strided(shape, (v * step, u * step, c, v * thin, u * thin), rest.storage_offset())
         parts = (glyph.ink, glyph.clear, glyph.beyond, glyph.inside, glyph.outside)
         scores = _score(windows.reshape(9, *shape[2:]), *(part[..., ::thin, ::thin] for part in parts))
-        return scores * float((at.side / NORMAL) ** LARGE)
+        area = (h - 2 * RING[1]) * (w - 2 * RING[1])
+        return scores * float((area**0.5 / NORMAL) ** LARGE)
 
     def best(self, start: Match) -> Match:
         """The best place near a cell: a coarse step, then single pixels until nothing improves."""
@@ -104,14 +106,21 @@ def _score(windows: Tensor, ink: Tensor, clear: Tensor, beyond: Tensor, inside: 
     flat = windows.flatten(2)
     around, mean = (flat @ weight.flatten() for weight in (outside, inside))  # (n, 3)
     expected = ink + clear * around[..., None, None]
-    agree = _agree(windows, expected) @ inside.flatten()
-    even = _agree(windows, mean[..., None, None]) @ inside.flatten()
-    spilt = _agree(windows, beyond) @ outside.flatten()
+    tolerance = (STRICT * _contrast(ink, 1 - clear, inside, around)).clamp(*TOLERANCE)[:, None]
+    agree = _agree(windows, expected, tolerance) @ inside.flatten()
+    even = _agree(windows, mean[..., None, None], tolerance) @ inside.flatten()
+    spilt = _agree(windows, beyond, tolerance) @ outside.flatten()
     fit = agree - FLAT * even
     return torch.stack([fit - SPILL * spilt, fit])
 
 
-def _agree(windows: Tensor, expected: Tensor) -> Tensor:
-    """(n, h w) in 0..1: 1 where the colours are the same."""
+def _contrast(ink: Tensor, solid: Tensor, weights: Tensor, around: Tensor) -> Tensor:
+    """(n, 3) -> (n,): root mean square of ink - solid around, by which the ink differs from the colour around it."""
+    square, cross, rest = ((part * weights).sum((-2, -1)) for part in (ink**2, ink * solid, solid**2))
+    return (square - 2 * cross * around + rest * around**2).mean(1).clamp_min(0).sqrt()
+
+
+def _agree(windows: Tensor, expected: Tensor, tolerance: Tensor) -> Tensor:
+    """(n, h w) in 0..1: 1 where the colours are the same; tolerance (n, 1)."""
     difference = (windows - expected).square_().sum(1).flatten(1)
-    return difference.mul_(-1 / (6 * TOLERANCE**2)).exp_()
+    return difference.mul_(-1 / (6 * tolerance**2)).exp_()

@@ -16,7 +16,7 @@ from ldm.evaluation.bootstrap import Interval, interval
 from ldm.evaluation.checker import Checker
 from ldm.evaluation.rates import Rates, rates
 from ldm.evaluation.verdict import judge
-from vae import AutoencoderKL
+from vae import Autoencoder
 from vae.pixels import from_pil
 
 Change = Callable[[Tensor], Tensor]  # pictures (b, 3, s, s) in [-1, 1] to pictures
@@ -73,7 +73,7 @@ def near_misses(data: EmojiScenes, scene: Scene) -> Iterator[Plan]:
 class RoundTrip:
     """Pictures through an autoencoder and back: what remains is the ceiling of every model on its latents."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: Autoencoder) -> None:
         self.vae = vae
 
     @torch.no_grad()
@@ -84,7 +84,7 @@ class RoundTrip:
 
 
 def validation(
-    checker: Checker, splits: Sequence[EmojiScenes], amount: int, vae: AutoencoderKL | None = None
+    checker: Checker, splits: Sequence[EmojiScenes], amount: int, vae: Autoencoder | None = None
 ) -> dict[str, dict[str, Interval]]:
     """Every rate of the checker itself; rows "true pictures: SPLIT", "wrong captions: SPLIT", "round trips: SPLIT"."""
     found: dict[str, dict[str, Interval]] = {}

@@ -1,5 +1,7 @@
 """Which part of the world a model is measured on: what it says it was trained on."""
 
+from dataclasses import replace
+
 from configs.training import WorldConfig
 from ldm.data.emoji_scenes.world import RECIPES, World
 from ldm.vocabulary import Vocabulary
@@ -27,14 +29,5 @@ def checked_world(vocabulary: Vocabulary) -> World:
 
 def flat(config: WorldConfig) -> World:
     """A run file's world without what the checker cannot judge."""
-    recipes = config.recipes or tuple(RECIPES)
-    return World(
-        WorldConfig(
-            nouns=config.nouns,
-            colours=config.colours,
-            places=config.places,
-            styles=("flat",),
-            sizes=config.sizes,
-            recipes=tuple(name for name in recipes if name != "sign"),
-        )
-    )
+    recipes = tuple(name for name in config.recipes or RECIPES if name != "sign")
+    return World(replace(config, styles=("flat",), recipes=recipes))

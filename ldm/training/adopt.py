@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from configs.training import RunConfig
-from ldm.checkpoint import load_folder
+from ldm.checkpoint import load_folder, weights_hash
 from ldm.data.emoji_scenes.generator import EmojiScenes
 from ldm.training.bpe import tokenizer_of
+from ldm.training.fingerprint import fingerprint, mark
 from ldm.training.weights import save_weights
 from text_encoder import CLIPTextEncoder
+from text_encoder.tokenizer import Tokenizer
 
 
 def adopt(folder: Path, run: RunConfig, scenes: EmojiScenes, output: Path) -> None:
-    """Fills `output` with the parts of the model in `folder`, a diffusers folder, so that only the denoiser is trained.
+    """Fills `output` with the parts of the model in `folder`, a diffusers folder, so that only the denoiser is trained;
+    does nothing where that was done before.
 
-    Raises ValueError for a model of another architecture or of other words, and if `output` holds a run already.
+    Raises ValueError for a model of another architecture or of other words, and if `output` holds another run already.
     """
-    if any((output / stage).exists() for stage in ("autoencoder", "text", "denoiser")):
+    mine, source = output / "denoiser", weights_hash(folder)
+    note, start = mine / "from.txt", mine / "start.safetensors"
+    begun = note.exists() and note.read_text().strip() == source
+    if begun and start.exists():
+        return
+    if not begun and any((output / stage).exists() for stage in ("autoencoder", "text", "denoiser")):
         raise ValueError(
             f"{output} holds a run already: go on with it by leaving out --from, or choose another --output"
         )
@@ -29,17 +38,25 @@ def adopt(folder: Path, run: RunConfig, scenes: EmojiScenes, output: Path) -> No
         raise ValueError(f"{folder} was made for other words than those of this run's world: take its own run file")
     _require("autoencoder", model.autoencoder.config, run.autoencoder.model, folder)
     _require("unet", model.unet.config, run.denoiser.model, folder)
+    mine.mkdir(parents=True, exist_ok=True)
+    note.write_text(f"{source}\n")  # before the parts, of which the last one tells that all are there
     save_weights(model.autoencoder, output / "autoencoder" / "autoencoder.safetensors")
     save_weights(encoder.model, output / "text" / "text.safetensors")
-    save_weights(model.unet, output / "denoiser" / "start.safetensors")
     for stage in ("classifier", "autoencoder", "text"):
         (output / stage).mkdir(exist_ok=True)
-        (output / stage / "finished").write_text(f"{getattr(run, stage).loop.steps}\n")
+        mark(output / stage, getattr(run, stage).loop.steps, fingerprint(run, stage))
+    save_weights(model.unet, start)
 
 
 def _same_words(encoder: CLIPTextEncoder, run: RunConfig, scenes: EmojiScenes) -> bool:
-    mine, text = tokenizer_of(run, scenes), scenes.caption(0)
-    return len(mine) == len(encoder.tokenizer) and mine.encode(text) == encoder.tokenizer.encode(text)
+    return _files(encoder.tokenizer) == _files(tokenizer_of(run, scenes))
+
+
+def _files(tokenizer: Tokenizer) -> list[bytes]:
+    """All of a tokenizer's tokens with their ids, and its merges in order."""
+    with TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        return [(Path(folder) / name).read_bytes() for name in ("vocab.json", "merges.txt")]
 
 
 def _require(part: str, found: object, wanted: object, folder: Path) -> None:

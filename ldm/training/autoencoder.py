@@ -15,6 +15,7 @@ from ldm.data.emoji_scenes.generator import EmojiScenes
 from ldm.data.emoji_scenes.keyed import Keyed, digest
 from ldm.data.emoji_scenes.rendering import render
 from ldm.training.adversary import PatchDiscriminator, adaptive_weight, hinge
+from ldm.training.captions import unseen
 from ldm.training.crops import cut
 from ldm.training.grid import grid
 from ldm.training.perceptual import PerceptualDistance
@@ -121,8 +122,8 @@ class AutoencoderTraining:
         module = averaged["autoencoder"]
         assert isinstance(module, Reconstruction)
         device = next(module.parameters()).device
-        unseen = EmojiScenes("iid", self.run.seed, self.scenes.held, "validation", self.scenes.world)
-        images = from_pil([render(unseen[i], self.run.size) for i in range(_SHOWN)]).to(device)
+        others = unseen(self.scenes)
+        images = from_pil([render(others[i], self.run.size) for i in range(_SHOWN)]).to(device)
         back = module.autoencoder.decode(module.autoencoder.posterior(images).mean)
         return grid(torch.cat([images, back]), _SHOWN)
 

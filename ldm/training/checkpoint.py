@@ -22,11 +22,13 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State of a run after `step` steps: tensors by file, and whatever else `torch.save` holds, by file."""
+    """State of a run after `step` steps: tensors by file, whatever else `torch.save` holds, by file, and the run's
+    fingerprint, "" where it has none."""
 
     step: int
     tensors: Mapping[str, Mapping[str, Tensor]]
     objects: Mapping[str, Any]
+    run: str = ""
 
 
 def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -86,7 +88,8 @@ def _write_files(draft: Path, checkpoint: Checkpoint) -> None:
     for name, value in checkpoint.objects.items():
         torch.save(value, draft / f"{name}.pt")
     files = {path.name: _digest(path) for path in sorted(draft.iterdir())}
-    (draft / _MANIFEST).write_text(json.dumps({"step": checkpoint.step, "files": files}, indent=1))
+    manifest = {"step": checkpoint.step, "run": checkpoint.run, "files": files}
+    (draft / _MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in draft.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -101,7 +104,7 @@ def _read(place: Path) -> Checkpoint:
             tensors[stem] = load_file(place / name)
         else:
             objects[stem] = torch.load(place / name, map_location="cpu", weights_only=True)
-    return Checkpoint(manifest["step"], tensors, objects)
+    return Checkpoint(manifest["step"], tensors, objects, manifest.get("run", ""))
 
 
 def _digest(path: Path) -> str:

@@ -44,8 +44,10 @@ class ContrastiveModel(nn.Module):
         """Token ids (m, n) -> (m, d) of length 1. What stands behind the end token is not read."""
         lengths = (ids == self.text.config.eos_token_id).int().argmax(dim=1) + 1
         order = lengths.argsort()
+        groups = order.chunk(_PARTS)
+        ends = lengths[torch.stack([group[-1] for group in groups])].tolist()  # at once: each asking waits for a GPU
         with _short_attention(ids.device):
-            parts = [self.text(ids[part, : int(lengths[part].max())])[1] for part in order.chunk(_PARTS)]
+            parts = [self.text(ids[group, :end])[1] for group, end in zip(groups, ends, strict=True)]
         pooled = torch.cat(parts)[order.argsort()]
         return F.normalize(self.projection(pooled).float(), dim=-1)
 

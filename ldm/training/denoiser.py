@@ -24,6 +24,7 @@ from ldm.data.emoji_scenes.rendering import render
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.prediction import prediction_of
 from ldm.diffusion.schedule import NoiseSchedule
+from ldm.training.captions import token_ids, unseen
 from ldm.training.grid import grid
 from ldm.training.sketch import sketch
 from ldm.training.stage import Batch, Player
@@ -50,9 +51,10 @@ class Denoising(nn.Module):
         self._denoiser = Denoiser(self._network, prediction_of(config.diffusion), schedule.time)
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        with attention_for(batch["latents"]):
+        latents = batch["latents"].float()  # here, not in the examples: from the pool they come as half as many bytes
+        with attention_for(latents):
             cond = Conditioning(self.text(batch["ids"])[0])
-            losses = self._denoiser.loss(batch["latents"], batch["noise"], batch["sigma"], cond)  # (b,)
+            losses = self._denoiser.loss(latents, batch["noise"], batch["sigma"], cond)  # (b,)
         loud = batch["sigma"] > _LOUD
         high = (losses * loud).sum() / loud.sum().clamp(min=1)
         return losses.mean(), {"high": high.detach()}
@@ -62,8 +64,8 @@ class Denoising(nn.Module):
 
 
 class DenoiserTraining:
-    """The stage. `autoencoder` is finished; `pool` (count, c, h, w) holds latents of the first scenes, None encodes
-    every scene when it is met."""
+    """The stage. `autoencoder` is finished; `pool` (count, c, h, w) holds latents of the first scenes in any
+    precision, None encodes every scene when it is met."""
 
     def __init__(
         self,
@@ -101,30 +103,25 @@ class DenoiserTraining:
             "latents": latents,
             "noise": torch.randn(latents.shape, generator=source),
             "sigma": log_sigma.clamp(math.log(levels[0]), math.log(levels[-1])).exp(),
-            "ids": torch.tensor(self.ids(caption)),
+            "ids": torch.tensor(token_ids(self.tokenizer, caption)),
         }
-
-    def ids(self, caption: str) -> list[int]:
-        """Token ids with start, end and padding; what is too long is cut."""
-        n = self.tokenizer.max_length
-        return self.tokenizer.frame(self.tokenizer.encode(caption)[: n - 2], n)
 
     @torch.no_grad()
     def samples(self, averaged: Mapping[str, nn.Module]) -> Image.Image:
         """Unseen captions of trained combinations, two pictures each, one above the other."""
         module = averaged["denoiser"]
         assert isinstance(module, Denoising)
-        unseen = EmojiScenes("iid", self.run.seed, self.scenes.held, "validation", self.scenes.world)
-        captions = [unseen[i].caption for i in range(_SHOWN)] * _SEEDS
-        ids = torch.tensor([self.ids(caption) for caption in [*captions, ""]], device=module.text.device)
-        context = module.text(ids)[0]
+        others = unseen(self.scenes)
+        captions = [others.caption(i) for i in range(_SHOWN)] * _SEEDS
+        rows = [token_ids(self.tokenizer, caption) for caption in [*captions, ""]]
+        context = module.text(torch.tensor(rows, device=module.text.device))[0]
         cond, empty = Conditioning(context[:-1]), Conditioning(context[-1:]).repeat(len(captions))
         latents = sketch(module._denoiser, cond, empty, self._shape(), self.schedule)
         return grid(self.autoencoder.decode(latents.cpu()), _SHOWN)
 
     def _latents(self, number: int) -> Tensor:
         if self.pool is not None:
-            return self.pool[number].float()
+            return self.pool[number]
         with torch.no_grad():
             return self.autoencoder.encode(from_pil([render(self.scenes[number], self.run.size)])).mode()[0]
 

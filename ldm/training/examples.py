@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from configs.training import LoopConfig
+from ldm.training.interrupt import deaf
 from ldm.training.stage import Batch, Stage
 
 
@@ -54,6 +55,7 @@ def batches(stage: Stage, start: int, process: int, processes: int) -> Iterator[
             _Examples(stage),
             batch_sampler=Positions(stage.loop, start, process, processes),
             num_workers=workers,
+            worker_init_fn=deaf,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=2 if workers else None,
             generator=torch.Generator(),  # of seeds for workers, which examples do not use: not the run's own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -35,29 +35,49 @@ class Muon(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._advance(p, p.grad, group)
+            if params := [p for p in group["params"] if p.grad is not None]:
+                self._advance(params, group)
         return loss
 
-    def _advance(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _advance(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        grads, means = [p.grad for p in params if p.grad is not None], [self._momentum(p) for p in params]
+        torch._foreach_lerp_(means, grads, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(grads, means, group["momentum"])
+        matrices = [update.flatten(1) for update in ahead]
+        updates = by_shape(matrices) if matrices[0].is_cuda else [orthogonal(matrix) for matrix in matrices]
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        for p, update in zip(params, updates, strict=True):
+            p.add_(update.view_as(p), alpha=-group["lr"] * _ADAM_SIZE * max(update.shape) ** 0.5)
+
+    def _momentum(self, p: Tensor) -> Tensor:
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
-        mean = state["momentum"].lerp_(grad, 1 - group["momentum"])
-        update = orthogonal(grad.lerp(mean, group["momentum"]).flatten(1))
-        p.mul_(1 - group["lr"] * group["weight_decay"])
-        p.add_(update.view_as(p), alpha=-group["lr"] * _ADAM_SIZE * max(update.shape) ** 0.5)
+        mean: Tensor = state["momentum"]
+        return mean
+
+
+def by_shape(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Each made orthogonal, those of one shape together: small ones cost a GPU as much by the call as by the number."""
+    shapes: dict[torch.Size, list[int]] = {}
+    for number, matrix in enumerate(matrices):
+        shapes.setdefault(matrix.shape, []).append(number)
+    found: dict[int, Tensor] = {}
+    for numbers in shapes.values():
+        found |= zip(numbers, orthogonal(torch.stack([matrices[n] for n in numbers])).unbind(), strict=True)
+    return [found[number] for number in range(len(matrices))]
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The matrix (m, n) with its singular values brought near 1, between about 0.7 and 1.2, computed in bfloat16."""
+    """The matrix (m, n), or each of (k, m, n), with its singular values brought near 1, between about 0.7 and 1.2,
+    computed in bfloat16."""
     a, b, c = _QUINTIC
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix).bfloat16()
-    x = x / x.norm().clamp(min=1e-7)
+    add: Callable[..., Tensor] = torch.addmm if matrix.ndim == 2 else torch.baddbmm
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = (matrix.mT if tall else matrix).bfloat16()
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(_ROUNDS):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    result: Tensor = (x.T if tall else x).to(matrix.dtype)
+        square = x @ x.mT
+        x = add(x, add(square, square, square, beta=b, alpha=c), x, beta=a)
+    result: Tensor = (x.mT if tall else x).to(matrix.dtype)
     return result

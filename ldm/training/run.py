@@ -5,22 +5,25 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from PIL import Image
 
-from configs.training import RunConfig
+from configs.training import STAGES, RunConfig
 from ldm.data.emoji_scenes.generator import EmojiScenes
 from ldm.data.emoji_scenes.world import World
 from ldm.training.adopt import adopt
-from ldm.training.interrupt import Patience
+from ldm.training.fingerprint import USES, fingerprint, finished, mark
+from ldm.training.interrupt import TIME, Interrupted, Patience, agreed
 from ldm.training.log import Log
+from ldm.training.memory import advice
 from ldm.training.stages import BUILDERS
-from ldm.training.trainer import Trainer
+from ldm.training.trainer import Report, Trainer
 
-STAGES = ("classifier", "autoencoder", "text", "denoiser")
 _log = logging.getLogger(__name__)
 
 
@@ -32,7 +35,8 @@ def train(
     start: Path | None = None,
     fresh: bool = False,
     progress: bool = True,
-) -> None:
+    minutes: float | None = None,
+) -> bool:
     """Trains the named stages in order; one that is finished is passed over, unless the run now has more steps.
 
     Under `output`, each stage has a folder with its log, samples, checkpoints and result; the last one leaves the whole
@@ -40,59 +44,105 @@ def train(
 
     start: folder of a model to go on from: all but the denoiser is taken as it is, and the denoiser is trained further.
     fresh: begin the named stages anew, throwing away what they left.
+    minutes: keep the state and return False once they are over; True is returned when all is finished.
+
+    Ctrl-C and SIGTERM raise `Interrupted` once the state is kept: at the end of the step, on several processes with the
+    next line of the log. Raises ValueError for what another run file has made.
     """
-    scenes, processes = EmojiScenes("train", config.seed, world=World(config.world)), PartialState()
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"minutes = {minutes} is out of range, expected a number above 0")
     if start is not None and fresh:
         raise ValueError("--from and --fresh exclude each other: to begin anew from a model choose another --output")
+    if unknown := [name for name in stages if name not in STAGES]:
+        raise ValueError(f"{unknown[0]!r} is no stage: there are {', '.join(STAGES)}")
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # or processes on CPUs would not find each other
+    output, processes, patience = Path(output), PartialState(cpu=cpu), Patience(minutes)
+    scenes = EmojiScenes("train", config.seed, world=World(config.world))
     if start is not None and processes.is_main_process:
-        adopt(start, config, scenes, Path(output))
-    for name in (name for name in STAGES if name in stages):
-        folder = Path(output) / name
-        if fresh and processes.is_main_process:
-            shutil.rmtree(folder, ignore_errors=True)
-        processes.wait_for_everyone()
-        if _finished(folder) >= getattr(config, name).loop.steps:
-            _log.info("%s is finished: %s", name, folder)
+        adopt(start, config, scenes, output)
+    processes.wait_for_everyone()
+    todo = _unfinished(config, output, stages, fresh)
+    if fresh and processes.is_main_process:
+        for name in todo:
+            shutil.rmtree(output / name, ignore_errors=True)
+    processes.wait_for_everyone()
+    for number, name in enumerate(todo):
+        if number and agreed(patience.reason):
+            _say(f"the time is over: start the same run again, without --fresh, to go on with {name}")
+            return False
+        with advice(name, getattr(config, name).loop, processes.num_processes):
+            if not _train(config, output, name, scenes, patience, progress):
+                return False
+    return True
+
+
+def _unfinished(config: RunConfig, output: Path, stages: Sequence[str], fresh: bool) -> list[str]:
+    """The named stages there is something to do for. Raises ValueError if what they build on is of another run file."""
+    todo = [] if not fresh else [name for name in STAGES if name in stages]
+    for name in STAGES:
+        if name in todo or not any(name == other or name in USES[other] for other in stages):
             continue
-        torch.manual_seed(config.seed)
-        stage, finish = BUILDERS[name](config, scenes, Path(output))
-        trainer = Trainer(stage, folder)
-        if processes.is_main_process:
-            _lead(trainer, name, progress)
-            finish(trainer.averaged)
-            (folder / "finished").write_text(f"{trainer.step}\n")
-        else:
-            for _ in trainer:
-                pass
-        processes.wait_for_everyone()
+        done = finished(output / name, fingerprint(config, name)) >= getattr(config, name).loop.steps
+        if done and name in stages:
+            _say(f"{name} is finished: {output / name}")
+        elif name in stages:
+            todo.append(name)
+    return todo
 
 
-def _lead(trainer: Trainer, name: str, progress: bool) -> None:
-    """Runs a stage to its end on the main process, which also keeps log and samples.
+def _train(config: RunConfig, output: Path, name: str, scenes: EmojiScenes, patience: Patience, progress: bool) -> bool:
+    """One stage to its end; False if the time was over before."""
+    processes, digest = PartialState(), fingerprint(config, name)
+    torch.manual_seed(config.seed)
+    stage, finish = BUILDERS[name](config, scenes, output)
+    trainer = Trainer(stage, output / name, run=digest)
+    if reason := _steps(trainer, name, patience, progress):
+        kept = f"{name} is kept at step {trainer.step} of {stage.loop.steps}"
+        if reason != TIME:
+            raise Interrupted(reason, f"interrupted: {kept}")
+        _say(f"the time is over: {kept}; start the same run again, without --fresh, to go on from there")
+        return False
+    if processes.is_main_process:
+        finish(trainer.averaged)
+        mark(output / name, trainer.step, digest)
+    processes.wait_for_everyone()
+    return True
 
-    Ctrl-C leaves a checkpoint of the step it came in, on one process; on several the last one stays.
-    """
-    stage, folder = trainer.stage, trainer.folder
-    with Log(folder, name, trainer.step, stage.loop.steps, progress=progress) as log, Patience() as patience:
+
+def _steps(trainer: Trainer, name: str, patience: Patience, progress: bool) -> int:
+    """Runs a stage to its end, or until there is a reason to stop, and returns that; the state is then kept."""
+    main, alone = trainer.accelerator.is_main_process, trainer.accelerator.num_processes == 1
+    steps = trainer.stage.loop.steps
+    log = Log(trainer.folder, name, trainer.step, steps, progress=progress) if main else None
+    with log or nullcontext(), patience:
         for report in trainer:
-            log.advance()
-            if report.numbers is not None:
-                log.write(report.step, report.numbers)
-            if report.step % stage.loop.sample_every == 0 or report.step == stage.loop.steps:
-                _keep(stage.samples(trainer.averaged), folder / "samples" / f"step-{report.step:08d}.png")
-            if patience.asked and trainer.accelerator.num_processes == 1:
+            if log is not None:
+                _note(log, trainer, report)
+            asks = alone or report.numbers is not None  # the others are waited for then anyway
+            reason = agreed(patience.reason) if asks else 0
+            if reason and not (reason == TIME and report.step == steps):
                 trainer.save()
-                raise KeyboardInterrupt
+                return reason
+    return 0
 
 
-def _finished(folder: Path) -> int:
-    """After how many steps the stage in a folder was finished, 0 if it was not."""
-    mark = folder / "finished"
-    text = mark.read_text().strip() if mark.exists() else ""
-    return int(text) if text.isdecimal() else 0
+def _note(log: Log, trainer: Trainer, report: Report) -> None:
+    """What a step leaves in the log and among the samples."""
+    loop = trainer.stage.loop
+    log.advance()
+    if report.numbers is not None:
+        log.write(report.step, report.numbers)
+    if report.step % loop.sample_every == 0 or report.step == loop.steps:
+        picture = trainer.stage.samples(trainer.averaged)
+        _keep(picture, trainer.folder / "samples" / f"step-{report.step:08d}.png")
 
 
 def _keep(picture: Image.Image | None, path: Path) -> None:
     if picture is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
+
+
+def _say(text: str) -> None:
+    if PartialState().is_main_process:
+        _log.info(text)

@@ -20,6 +20,7 @@ from ldm.training.autoencoder import AutoencoderTraining, Reconstruction, normal
 from ldm.training.bpe import tokenizer_of
 from ldm.training.contrastive import ContrastiveModel
 from ldm.training.denoiser import DenoiserTraining, Denoising
+from ldm.training.device import suited
 from ldm.training.perceptual import Classification, Classifier, ClassifierTraining, PerceptualDistance, classes_of
 from ldm.training.pool import latents_of
 from ldm.training.stage import Stage
@@ -36,10 +37,12 @@ Modules = Mapping[str, nn.Module]
 Builder = Callable[[RunConfig, EmojiScenes, Path], tuple[Stage, Callable[[Modules], None]]]
 DEFAULTS = {"num_inference_steps": 20, "guidance_scale": 4.0, "sampler": "dpmpp_2m"}  # of calls that name none
 _MEASURED = 512  # scenes that the latents' mean and deviation are measured on
+_LARGEST = "15MB"  # of the model's files: small enough to be sent where large ones are not taken
 
 
 def _classifier(run: RunConfig, scenes: EmojiScenes, output: Path) -> tuple[Stage, Callable[[Modules], None]]:
     stage = ClassifierTraining(run, scenes)
+    _suit(stage)
 
     def finish(averaged: Modules) -> None:
         module = averaged["classifier"]
@@ -52,13 +55,15 @@ def _classifier(run: RunConfig, scenes: EmojiScenes, output: Path) -> tuple[Stag
 def _autoencoder(run: RunConfig, scenes: EmojiScenes, output: Path) -> tuple[Stage, Callable[[Modules], None]]:
     classifier = Classifier(run.classifier.channels, len(classes_of(scenes.world)))
     load_weights(classifier, output / "classifier" / "classifier.safetensors", "classifier")
-    stage = AutoencoderTraining(run, scenes, PerceptualDistance(classifier))
+    stage = AutoencoderTraining(run, scenes, PerceptualDistance(suited(classifier)))
+    _suit(stage)
 
     def finish(averaged: Modules) -> None:
         module = averaged["autoencoder"]
         assert isinstance(module, Reconstruction)
+        statistics = latent_statistics(module.autoencoder, scenes, run.size)
         autoencoder = module.autoencoder.cpu()
-        normalise(autoencoder, *latent_statistics(autoencoder, scenes, run.size))
+        normalise(autoencoder, *statistics)
         save_weights(autoencoder, output / "autoencoder" / "autoencoder.safetensors")
 
     return stage, finish
@@ -68,11 +73,12 @@ def _autoencoder(run: RunConfig, scenes: EmojiScenes, output: Path) -> tuple[Sta
 def latent_statistics(
     autoencoder: AutoencoderKL, scenes: EmojiScenes, size: int, count: int = _MEASURED
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each latent channel over scenes, (c,) float32 both."""
+    """Mean and standard deviation of each latent channel over scenes, (c,) float32 both, on the CPU."""
     total = torch.zeros(2, autoencoder.config.latent_channels, dtype=torch.float64)
+    device = next(autoencoder.parameters()).device
     for first in range(0, count, 32):
         images = from_pil([render(scenes[i], size) for i in range(first, min(first + 32, count))])
-        z = autoencoder.posterior(images).mean.double()  # (b, c, h, w)
+        z = autoencoder.posterior(images.to(device)).mean.double().cpu()  # (b, c, h, w)
         total += torch.stack([z.mean((2, 3)).sum(0), z.square().mean((2, 3)).sum(0)])
     mean, square = total / count
     return mean.float(), (square - mean.square()).sqrt().float()
@@ -80,6 +86,7 @@ def latent_statistics(
 
 def _text(run: RunConfig, scenes: EmojiScenes, output: Path) -> tuple[Stage, Callable[[Modules], None]]:
     stage = TextTraining(run, scenes, tokenizer_of(run, scenes))
+    _suit(stage)
 
     def finish(averaged: Modules) -> None:
         module = averaged["text"]
@@ -99,9 +106,10 @@ def _denoiser(run: RunConfig, scenes: EmojiScenes, output: Path) -> tuple[Stage,
     text = CLIPTextModel(text_config(run, tokenizer))
     load_weights(text, output / "text" / "text.safetensors", "text")
     # what is seen
-    count, path = run.denoiser.pool, output / "denoiser" / "pool.safetensors"
-    pool = latents_of(autoencoder, scenes, run.size, count, path, run.denoiser.loop.workers) if count else None
+    count, folder = run.denoiser.pool, output / "denoiser" / "pool"
+    pool = latents_of(autoencoder, scenes, run.size, count, folder, run.denoiser.loop.workers) if count else None
     stage = DenoiserTraining(run, scenes, autoencoder, tokenizer, text, pool)
+    _suit(stage)
     if (start := output / "denoiser" / "start.safetensors").exists():  # see adopt.py
         load_weights(stage.module.unet, start, "denoiser")
 
@@ -109,9 +117,14 @@ def _denoiser(run: RunConfig, scenes: EmojiScenes, output: Path) -> tuple[Stage,
         module = averaged["denoiser"]
         assert isinstance(module, Denoising)
         model = compose(run, scenes, autoencoder, CLIPTextEncoder(tokenizer, module.text), module.unet)
-        save_folder(model, output / "model", dtype=torch.float16, overwrite=True)
+        save_folder(model, output / "model", dtype=torch.float16, max_shard_size=_LARGEST, overwrite=True)
 
     return stage, finish
+
+
+def _suit(stage: Stage) -> None:
+    for player in stage.players:
+        suited(player.module)
 
 
 def compose(

@@ -18,6 +18,7 @@ from ldm.data.emoji_scenes.plan import Plan
 from ldm.data.emoji_scenes.scene import Scene
 from ldm.data.emoji_scenes.vocabulary import SIGN_WORDS
 from ldm.data.emoji_scenes.world import World
+from ldm.training.captions import token_ids, unseen
 from ldm.training.contrastive import ContrastiveModel
 from ldm.training.stage import Batch, Player
 from text_encoder.tokenizer import Tokenizer
@@ -42,17 +43,12 @@ class TextTraining:
         scene, rows = self.scenes[index], 1 + self.config.negatives
         captions = [scene.caption, *(text for _, text in self.false_captions(self.scenes, index, scene))]
         known = torch.arange(rows) < len(captions)
-        ids = [self.ids(text) for text in captions + [""] * (rows - len(captions))]
+        ids = [token_ids(self.tokenizer, text) for text in captions + [""] * (rows - len(captions))]
         return {"image": self._picture(scene), "ids": torch.tensor(ids), "known": known}
 
     def samples(self, averaged: Mapping[str, nn.Module]) -> Image.Image | None:
         """Nothing to look at."""
         return None
-
-    def ids(self, text: str) -> list[int]:
-        """Token ids with start, end and padding; what is too long is cut."""
-        n = self.tokenizer.max_length
-        return self.tokenizer.frame(self.tokenizer.encode(text)[: n - 2], n)
 
     def false_captions(self, scenes: EmojiScenes, index: int, scene: Scene) -> list[tuple[str, str]]:
         """Up to `negatives` captions of a scene's near-misses, each with the kind of its one wrong fact.
@@ -81,13 +77,13 @@ class TextTraining:
         "to_text", "to_image": the right one among `count`; by kind of wrong fact ("swaps", "nouns", "relations",
         "colours", "counts", "words"): the true caption against a false one.
         """
-        scenes = replace(self.scenes, split="iid", fate="validation")
+        scenes = unseen(self.scenes)
         pairs, hard = [], dict[str, list[bool]]()
         for index in range(count):
             scene = scenes[index]
             wrong = self.false_captions(scenes, index, scene)
-            ids = torch.tensor([self.ids(text) for text in (scene.caption, *(text for _, text in wrong))])
-            text = model.embed_text(ids.to(model.text.device))  # (1 + k, d)
+            told = [token_ids(self.tokenizer, text) for text in (scene.caption, *(text for _, text in wrong))]
+            text = model.embed_text(torch.tensor(told, device=model.text.device))  # (1 + k, d)
             image = model.embed_images(self._picture(scene)[None].to(text.device))  # (1, d)
             for (kind, _), score in zip(wrong, text[1:] @ image[0], strict=True):
                 hard.setdefault(kind, []).append(bool(score < text[0] @ image[0]))

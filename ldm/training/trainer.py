@@ -21,6 +21,7 @@ from ldm.training import checkpoint as checkpoints
 from ldm.training.checkpoint import Checkpoint
 from ldm.training.ema import Average
 from ldm.training.examples import batches
+from ldm.training.fingerprint import require
 from ldm.training.muon import Muon
 from ldm.training.stage import Batch, Player, Stage
 
@@ -43,11 +44,11 @@ class Trainer:
 
     A run on n processes takes the same examples as on one, cut in n; a resumed run is the run that was not
     interrupted, bit for bit on the CPU. Leaving the loop early loses the steps since the last checkpoint, unless
-    `save()` is called.
+    `save()` is called. `run` is the fingerprint that checkpoints carry and are checked for, "" for none.
     """
 
-    def __init__(self, stage: Stage, folder: Path, *, cpu: bool = False) -> None:
-        self.stage, self.folder = stage, Path(folder)
+    def __init__(self, stage: Stage, folder: Path, *, cpu: bool = False, run: str = "") -> None:
+        self.stage, self.folder, self.run = stage, Path(folder), run
         AcceleratorState._reset_state()  # or accelerate refuses a stage of another precision than the one before
         self.accelerator = Accelerator(mixed_precision=stage.loop.precision, cpu=cpu)
         self.players = [_Active(player, stage, self.accelerator) for player in stage.players]
@@ -93,7 +94,7 @@ class Trainer:
             for active in self.players:
                 tensors |= active.tensors()
             objects = {f"{active.player.name}-optimizer": active.optimizer_state() for active in self.players}
-            found = Checkpoint(self.step, tensors, {**objects, "random": states.cpu()})
+            found = Checkpoint(self.step, tensors, {**objects, "random": states.cpu()}, self.run)
             checkpoints.write(self.checkpoints, found, self.stage.loop.keep)
         self.accelerator.wait_for_everyone()
 
@@ -124,6 +125,8 @@ class Trainer:
         return numbers
 
     def _restore(self, found: Checkpoint) -> None:
+        if self.run:
+            require(found.run, self.run, self.folder)
         if found.step > self.stage.loop.steps:
             raise ValueError(
                 f"{self.checkpoints} holds step {found.step}, beyond the {self.stage.loop.steps} of this run: raise "

@@ -8,13 +8,15 @@ from collections.abc import Callable, Sequence
 from pipelines.cli import parser
 from pipelines.cli.interrupt import CtrlC
 
+FULL = ("out of memory", "can't allocate memory", "not enough memory")  # of CUDA, and of CPUs on Linux and Windows
 DONE, FAILED, BAD_INPUT, INTERRUPTED, CLOSED_OUTPUT = 0, 1, 2, 130, 141  # exit statuses
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line (by default this process's own) and returns the exit status; the errors are printed.
 
-    0 done, 1 failed while running, 2 bad input, 130 interrupted, 141 nobody reads the output any more.
+    0 done, 1 failed while running, 2 bad input, 130 interrupted, 141 nobody reads the output any more, 143 training
+    ended by SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     for name in ("stdout", "stderr"):
@@ -33,7 +35,8 @@ def _guarded(arguments: list[str], ctrl_c: CtrlC) -> int:
         _drop_output()
         return CLOSED_OUTPUT
     except KeyboardInterrupt as stop:
-        return _complain(str(stop) or "interrupted; nothing unfinished was kept", INTERRUPTED)
+        status = getattr(stop, "status", INTERRUPTED)
+        return _complain(str(stop) or "interrupted; nothing unfinished was kept", status)
     except Exception as error:
         if "--debug" in arguments:
             import traceback
@@ -109,8 +112,9 @@ def explained(error: Exception) -> tuple[str, int]:
         return text, BAD_INPUT
     if isinstance(error, ImportError):
         return f"a library does not load ({text}); `ldm doctor` shows what is installed", FAILED
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        return f"out of memory: try a smaller --size, or --dtype float16 on a GPU ({text.splitlines()[0]})", FAILED
+    if isinstance(error, MemoryError) or any(words in text for words in FULL):
+        advice = "; ".join(getattr(error, "__notes__", ())) or "try a smaller --size, or --dtype float16 on a GPU"
+        return f"out of memory: {advice} ({text.splitlines()[0]})", FAILED
     if isinstance(error, (OSError, ArithmeticError)):
         return text, FAILED
     return f"{type(error).__name__}: {text} (--debug shows where)", FAILED

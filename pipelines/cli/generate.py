@@ -51,7 +51,11 @@ def draw(args: argparse.Namespace, check: Callable[[], None]) -> Iterator[dict[s
     args.model = args.model or embedded_model()
     places = [place(args.output, prompt, seed, i) for i, seed in enumerate(seeds)]
     require_writable(places[0])
+    embeddings = [embedding(text) for text in args.embedding]
     pipe = load(args)
+    for file, token in embeddings:
+        pipe.load_textual_inversion(file, token)
+    load_loras(pipe, args.loras)
     check()
     if args.seed is None and not args.quiet:
         print(f"seed {first}", file=sys.stderr, flush=True)
@@ -131,9 +135,28 @@ def load(args: argparse.Namespace) -> "TextToImagePipeline":
     if args.sampler is not None:
         Sampling.from_name(args.sampler)  # a typing error should not cost the time of loading
     try:
-        return TextToImagePipeline.from_pretrained(args.model, dtype=args.dtype, device=args.device)
+        return TextToImagePipeline.from_pretrained(
+            args.model, dtype=args.dtype, device=args.device, prediction_type=args.prediction_type
+        )
     except OSError as error:
         raise ValueError(str(error)) from error
+
+
+def embedding(text: str) -> tuple[str, str | None]:
+    """A textual inversion's file and the word for it, from FILE or FILE:TOKEN. ValueError if there is no such file."""
+    path, colon, token = text.rpartition(":")
+    file, word = (path, token) if colon and token and not os.path.exists(text) else (text, None)
+    if not os.path.exists(file):
+        raise ValueError(f"there is no file {file}: --embedding takes FILE or FILE:TOKEN")
+    return file, word
+
+
+def load_loras(pipe: "TextToImagePipeline", given: list[tuple[str, float]]) -> None:
+    for path, scale in given:
+        try:
+            pipe.load_lora(path, scale=scale)
+        except OSError as error:
+            raise ValueError(str(error)) from error
 
 
 def keep(image: Any, record: dict[str, Any], path: Path) -> Path:

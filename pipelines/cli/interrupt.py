@@ -7,11 +7,15 @@ from typing import Self
 
 
 class Stop(KeyboardInterrupt):
-    """Ctrl-C was pressed.
+    """Ctrl-C was pressed, or another signal came; `status` is what the command then exits with.
 
     A class of its own: where a plain KeyboardInterrupt has once passed through code that a C extension runs, as it may
     while torch is imported, `python -m` dies of the signal in the end, even though it was caught.
     """
+
+    def __init__(self, text: str = "", number: int = signal.SIGINT) -> None:
+        super().__init__(text)
+        self.status = 128 + number
 
 
 class CtrlC:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T", int, float)
 
-MODEL_HELP = "folder in diffusers format, or a hub id such as org/name (default: the embedded model of emoji scenes)"
-
-STAGES = ("classifier", "autoencoder", "text", "denoiser")
+MODEL_HELP = (
+    "folder in diffusers format, a single file (.safetensors, .ckpt, ...), or a hub id such as org/name "
+    "(default: the embedded model of emoji scenes)"
+)
 
 DESCRIPTION = """\
 Draws pictures of what you describe, with the embedded model of emoji scenes or any Stable Diffusion 1.x, 2.x or SDXL
@@ -21,6 +23,7 @@ model.
   ldm "a blue owl left of a book at the beach" -n 4 --seed 7 -o "owls/{seed}.png"
   ldm "a cat holding a banana" --model path/to/model
   ldm "a cat holding a banana" --model path/to/model --steps 30 --guidance-scale 7.5 --seed 7 --size 512x768 -o out.png
+  ldm "a cat holding a banana" --model path/to/model --lora path/to/style.safetensors:0.8 -o styled.png
   ldm a cat holding a banana -m path/to/model --sampler dpmpp_2m --karras --negative "blurry" -n 4 --json
   echo "a cat holding a banana" | ldm - -m path/to/model -o "cats/{seed}.png"
 """
@@ -34,7 +37,7 @@ commands (the first word is one only if it names one; `ldm help COMMAND` tells m
   help                  show this
 
 Standard output has the paths of the pictures and nothing else. Nothing is ever overwritten.
-Exit status: 0 done, 1 failed while running, 2 bad input, 130 interrupted, 141 output closed.
+Exit status: 0 done, 1 failed while running, 2 bad input, 130 interrupted, 141 output closed, 143 terminated.
 """
 
 
@@ -94,6 +97,20 @@ def _generate_parser() -> Parser:
 
 def _add_picture(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-m", "--model", metavar="PATH", help=MODEL_HELP)
+    group.add_argument(
+        "--lora",
+        type=scaled,
+        action="append",
+        default=[],
+        dest="loras",
+        metavar="FILE[:SCALE]",
+        help="a LoRA in any format, by default at scale 1; may be given several times",
+    )
+    group.add_argument(
+        "--prediction-type",
+        choices=("epsilon", "v_prediction"),
+        help="what the model predicts, where its file does not say (default: found out)",
+    )
     group.add_argument("--negative", dest="negative_prompt", metavar="TEXT", help="what to keep out of the picture")
     group.add_argument("--size", type=size, metavar="WxH", help="width x height in pixels (default: the model's)")
     group.add_argument("--seed", type=seed, metavar="N", help="the same seed gives the same picture (default: random)")
@@ -120,6 +137,13 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--karras", action="store_const", const="karras", dest="grid", help="Karras noise levels")
     group.add_argument(
         "--prompt-syntax", choices=("plain", "a1111"), help="a1111 reads (word:1.3), [word] and BREAK (default: plain)"
+    )
+    group.add_argument(
+        "--embedding",
+        action="append",
+        default=[],
+        metavar="FILE[:TOKEN]",
+        help="textual inversion: TOKEN in the prompt stands for it (default: the word that the file names)",
     )
     group.add_argument("--clip-skip", type=natural, metavar="N", help="layers of the text encoder to skip")
     group.add_argument("--device", metavar="NAME", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
@@ -168,33 +192,10 @@ def _evaluate_parser() -> Parser:
 
 
 def _train_parser() -> Parser:
-    parser = _command(
-        "train",
-        "Trains a model of emoji scenes from nothing, stage by stage. What is finished is not done again, and what was "
-        "interrupted goes on from its newest checkpoint. On several processes: "
-        "accelerate launch -m pipelines.cli train RUN",
-    )
-    parser.add_argument("run", nargs="?", metavar="RUN", help="run file (.toml or .json), or the name of a shipped one")
-    parser.add_argument("--list", action="store_true", help="list the run files that are shipped")
-    parser.add_argument(
-        "--stage",
-        type=stages,
-        action="extend",
-        metavar="NAME[,NAME]",
-        help=f"of {', '.join(STAGES)} only these (default: all that are not finished)",
-    )
-    parser.add_argument("-o", "--output", metavar="DIR", help="folder for all that is made (default: runs/NAME)")
-    parser.add_argument(
-        "--from",
-        dest="start",
-        metavar="MODEL",
-        help="go on from a model of the same run file: train its denoiser further",
-    )
-    parser.add_argument(
-        "--steps", type=positive, metavar="N", help="end stages after N steps, to try a run; without it they go on"
-    )
-    parser.add_argument("--fresh", action="store_true", help="begin these stages anew instead of going on")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    from pipelines.cli.train import HELP, add_arguments
+
+    parser = _command("train", HELP)
+    add_arguments(parser)
     return parser
 
 
@@ -234,31 +235,30 @@ def size(text: str) -> tuple[int, int]:
 
 
 def seed(text: str) -> int:
-    return _number(text, int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
+    return number(text, int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
+
+
+def scaled(text: str) -> tuple[str, float]:
+    """(path, scale) from "style.safetensors:0.8"; the scale is 1 where none is given."""
+    path, _, scale = text.rpartition(":")
+    if not path or os.path.exists(text) or not re.fullmatch(r"[-+]?[\d.]+", scale):
+        return text, 1.0
+    return path, finite(scale)
 
 
 def positive(text: str) -> int:
-    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+    return number(text, int, lambda value: value >= 1, "a whole number of at least 1")
 
 
 def natural(text: str) -> int:
-    return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
-
-
-def stages(text: str) -> list[str]:
-    """Names of stages, separated by commas."""
-    names = text.split(",")
-    for name in names:
-        if name not in STAGES:
-            raise argparse.ArgumentTypeError(f"{name!r} is no stage: there are {', '.join(STAGES)}")
-    return names
+    return number(text, int, lambda value: value >= 0, "a whole number of at least 0")
 
 
 def finite(text: str) -> float:
-    return _number(text, float, math.isfinite, "a number such as 7.5")
+    return number(text, float, math.isfinite, "a number such as 7.5")
 
 
-def _number(text: str, kind: Callable[[str], T], fits: Callable[[T], bool], wanted: str) -> T:
+def number(text: str, kind: Callable[[str], T], fits: Callable[[T], bool], wanted: str) -> T:
     try:
         if fits(value := kind(text)):
             return value

@@ -2,22 +2,62 @@
 
 import argparse
 import logging
+import math
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from configs.files import read, run_file, run_names
-from configs.training import RunConfig
+from configs.training import STAGES, RunConfig
 from pipelines.cli.generate import notes
 from pipelines.cli.interrupt import Stop
-from pipelines.cli.parser import STAGES
+from pipelines.cli.parser import number, positive
+
+HELP = (
+    "Trains a model of emoji scenes from nothing, stage by stage. What is finished is not done again, and what was "
+    "interrupted goes on from its newest checkpoint. Ctrl-C (exit status 130) and SIGTERM (143) keep the state of "
+    "the step they come in, on several processes of the next one in the log. On several processes: "
+    "accelerate launch -m pipelines.cli train RUN"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `ldm train`."""
+    parser.add_argument("run", nargs="?", metavar="RUN", help="run file (.toml or .json), or the name of a shipped one")
+    parser.add_argument("--list", action="store_true", help="list the run files that are shipped")
+    parser.add_argument(
+        "--stage",
+        type=stages,
+        action="extend",
+        metavar="NAME[,NAME]",
+        help=f"of {', '.join(STAGES)} only these (default: all that are not finished)",
+    )
+    parser.add_argument("-o", "--output", metavar="DIR", help="folder for all that is made (default: runs/NAME)")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        metavar="MODEL",
+        help="go on from a model of the same run file: train its denoiser further",
+    )
+    parser.add_argument(
+        "--steps", type=positive, metavar="N", help="end stages after N steps, to try a run; without it they go on"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=above_zero,
+        metavar="M",
+        help="keep the state and leave after M minutes, with exit status 0; the same command goes on",
+    )
+    parser.add_argument("--fresh", action="store_true", help="begin these stages anew instead of going on")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
 
 
 def train(args: argparse.Namespace) -> None:
     """Trains what the arguments ask for, or lists the shipped run files.
 
-    Raises ValueError for a run file that cannot be used, and `Stop` on Ctrl-C, once the trainer has kept its state.
+    Raises ValueError for a run file that cannot be used, and `Stop` on Ctrl-C or SIGTERM, once the state is kept.
     """
     if args.list:
         print_runs()
@@ -33,9 +73,12 @@ def train(args: argparse.Namespace) -> None:
     try:
         with notes(quiet=False), told("ldm.training"):
             start = None if args.start is None else Path(args.start).expanduser()
-            run.train(config, output, chosen, start=start, fresh=args.fresh, progress=not args.no_progress)
-    except KeyboardInterrupt:
-        raise Stop(f"interrupted; the same command goes on from the newest checkpoint in {output}") from None
+            options = {"fresh": args.fresh, "progress": not args.no_progress, "minutes": args.minutes}
+            run.train(config, output, chosen, start=start, **options)
+    except KeyboardInterrupt as stop:
+        same = "the same command without --fresh" if args.fresh else "the same command"
+        text = f"{str(stop) or 'interrupted'}; {same} goes on from the newest checkpoint in {output}"
+        raise Stop(text, getattr(stop, "signal", signal.SIGINT)) from None
 
 
 @contextmanager
@@ -76,3 +119,19 @@ def print_runs() -> None:
     for name in run_names():
         first = run_file(name).read_text(encoding="utf-8").partition("\n")[0]
         print(f"{name:16}{first.lstrip('# ')}" if first.startswith("#") else name)
+
+
+# kinds of values; argparse shows the text of ArgumentTypeError
+
+
+def stages(text: str) -> list[str]:
+    """Names of stages, separated by commas."""
+    names = text.split(",")
+    for name in names:
+        if name not in STAGES:
+            raise argparse.ArgumentTypeError(f"{name!r} is no stage: there are {', '.join(STAGES)}")
+    return names
+
+
+def above_zero(text: str) -> float:
+    return number(text, float, lambda value: 0 < value < math.inf, "a number above 0")

@@ -22,6 +22,7 @@ kl = 1
 crop = 32
 [autoencoder.model]
 channels = [8, 16]
+norm_groups = 8
 scaling_factor = 1
 latents_mean = [0, 0.5, 1.0, 2]
 [autoencoder.loop]
@@ -30,7 +31,11 @@ steps = 20
 betas = [0.5, 0.9]
 schedule = "constant"
 [denoiser.model]
+channels = [32, 64]
 down_depths = [[1, 1], [0, 0]]
+up_depths = [[0, 0, 0], [1, 1, 1]]
+heads = [2, 2]
+only_cross_attention = [false, false]
 sample_size = [16, 8]
 """
 
@@ -96,6 +101,15 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
         ("size = = 3", "(at line 2, column 8)"),
         ("text.loop.steps = 0", "text.loop.steps = 0 is out of range, expected at least 1"),
         ("text.loop.batch = 64\ntext.loop.accumulation = 5", "accumulation = 5 is out of range, expected a divisor of"),
+        ("classifier.channels = [8, 12]", "classifier.channels = (8, 12) is out of range, expected one multiple of 8,"),
+        ("autoencoder.discriminator_channels = 6", "discriminator_channels = 6 is out of range, expected a"),
+        ("autoencoder.model.channels = [32, 48]", "autoencoder.model.channels = (32, 48) is out of range"),
+        ("autoencoder.model.quant_conv = false", "autoencoder.model.quant_conv = False is out of range, expected true"),
+        ("text.model.heads = 7", "text.model.width = 768 is out of range, expected a multiple of model.heads = 7"),
+        ("denoiser.model.norm_groups = 48", "expected one multiple of model.norm_groups = 48 for each level"),
+        ("denoiser.model.heads = [8, 8, 8, 7]", "denoiser.model.heads = (8, 8, 8, 7) is out of range, expected"),
+        ("denoiser.model.heads = [8, 8, 8]", "denoiser.model.heads = (8, 8, 8) is out of range, expected 4 of them"),
+        ("denoiser.model.down_depths = [[1], [1], [1], [0]]", "denoiser.model.up_depths = ((0, 0, 0), (1, 1, 1)"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, words: str) -> None:
@@ -190,7 +204,7 @@ def test_tables_in_lists_and_in_options() -> None:
         (RunConfig, {"name": ""}, "name"),
         (RunConfig, {"name": "x", "size": 100}, "size"),
         (RunConfig, {"name": "x", "size": 32}, "autoencoder.crop"),
-        (RunConfig, {"name": "x", "text": TextStage(TextEncoderConfig(width=64))}, "denoiser.model.context_dim"),
+        (RunConfig, {"name": "x", "text": TextStage(TextEncoderConfig(width=384))}, "denoiser.model.context_dim"),
     ],
 )
 def test_values_out_of_range_name_the_field(kind: Any, values: dict[str, Any], field: str) -> None:

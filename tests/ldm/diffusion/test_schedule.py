@@ -116,3 +116,12 @@ def test_draw_is_uniform_over_the_training_steps():
     assert counts.sum() == 20_000
     assert (counts - 2000).abs().max() < 5 * 2000**0.5
     assert torch.equal(sigma, schedule.draw(20_000, torch.Generator().manual_seed(0)))
+
+
+def test_tables_are_copied_to_a_device_once():
+    """Here to one that holds no numbers: a second copy would be another tensor."""
+    schedule = NoiseSchedule(DiffusionConfig())
+    first, second = (schedule._tables(torch.device("meta")) for _ in range(2))
+    assert first[0] is second[0]
+    assert first[1] is second[1]
+    assert first[0].device.type == "meta"

@@ -12,7 +12,9 @@ from ldm.data.emoji_scenes.keyed import Keyed
 from ldm.data.emoji_scenes.placing import place
 from ldm.data.emoji_scenes.plan import Background, Link, Plan, Thing
 from ldm.data.emoji_scenes.world import World
+from ldm.evaluation.bank import BLUR, cut, smooth, tint_ends
 from ldm.evaluation.checker import Checker
+from ldm.evaluation.matching import Match, Matcher
 from ldm.evaluation.validate import near_misses, picture, scenes_of
 from ldm.evaluation.verdict import judge
 
@@ -78,6 +80,19 @@ def test_a_verdict_tells_what_is_wrong(checker: Checker) -> None:
     assert verdict(cat, replace(apple, colour="green")) == (True, False, True, True)
     assert verdict(cat, replace(apple, count=2)) == (True, True, False, True)
     assert verdict(replace(cat, noun="dog"), apple) == (False, True, False, False)
+
+
+def test_a_thing_on_nearly_its_own_colour_is_told_from_an_empty_place() -> None:
+    colour, alpha = cut("rabbit", 40)
+    grey = (colour * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)
+    dark, light = tint_ends("green")
+    ground = torch.tensor([90.0, 170, 70]).view(3, 1, 1).expand(3, 128, 128) / 255  # a meadow's
+    image = ground.clone()
+    image[:, 44:84, 44:84] += alpha * (dark + (light - dark) * grey - image[:, 44:84, 44:84])
+    at = Match("rabbit", "green", 44, 44, 40, 0.0)
+    there, empty = (Matcher(smooth(one, BLUR)).near(at).score for one in (image, ground))
+    assert there > 0.3
+    assert empty < 0
 
 
 @pytest.mark.parametrize("count", [2, 3])

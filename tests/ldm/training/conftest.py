@@ -1,5 +1,8 @@
 """A run small enough for tests: every stage real, a few steps of each."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -70,6 +73,16 @@ def run() -> RunConfig:
 def with_loop(run: RunConfig, **changes: object) -> RunConfig:
     """The run with other numbers in the denoiser's loop."""
     return replace(run, denoiser=replace(run.denoiser, loop=replace(run.denoiser.loop, **changes)))
+
+
+@contextmanager
+def two_processes(rank: int) -> Iterator[None]:
+    """For the processes of `torch.multiprocessing.spawn`: they are two of one run, on the CPU."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"MASTER_PORT": str(20000 + os.getppid() % 20000), "ACCELERATE_USE_CPU": "true"}
+    yield
+    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

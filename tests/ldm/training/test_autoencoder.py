@@ -96,7 +96,7 @@ def test_both_players_resume_bit_for_bit(tmp_path, run, scenes):
     rates = []
     trainer = Trainer(whole, tmp_path / "whole", cpu=True)
     for _ in trainer:
-        rates.append(trainer.players[1].optimizer.param_groups[0]["lr"])
+        rates.append(trainer.players[1].optimizers[0].param_groups[0]["lr"])
     assert rates[2] == pytest.approx(run.autoencoder.discriminator_rate / 2)  # the first of two steps of warm-up
     for report in Trainer(cut_off, tmp_path / "cut", cpu=True):
         if report.step == 3:

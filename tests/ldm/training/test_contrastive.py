@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configs.architecture import TextEncoderConfig
 from ldm.data.emoji_scenes import EmojiScenes, render
+from ldm.training.captions import token_ids
 from ldm.training.contrastive import ContrastiveModel, contrast
 from ldm.training.text import TextTraining
 from text_encoder.clip import CLIPTextModel
@@ -160,7 +161,7 @@ def test_swapped_pairs_need_the_order_of_words(
     """Pictures with their nouns exchanged, and their captions: the very same words. Overfitted to near zero by ours."""
     scenes = [EmojiScenes("swaps", seed=1)[index] for index in range(16)]
     images = from_pil([render(scene, SIZE) for scene in scenes])
-    ids = torch.tensor([training.ids(scene.caption) for scene in scenes])
+    ids = torch.tensor([token_ids(training.tokenizer, scene.caption) for scene in scenes])
     batch = {"image": images, "ids": ids[:, None], "known": torch.ones(16, 1, dtype=torch.bool)}
     model = _model(len(tokenizer), kind)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)

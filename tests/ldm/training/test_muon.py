@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from configs.training import OptimizerConfig
-from ldm.training.muon import Muon, orthogonal
+from ldm.training.muon import Muon, by_shape, orthogonal
 from ldm.training.stage import Player
 from ldm.training.trainer import optimizers
 
@@ -71,3 +71,11 @@ def test_muon_is_for_what_lies_inside_a_network():
     assert sorted((p.ndim, decay) for p, decay in rest) == [(1, 0.0), (1, 0.0), (2, 0.1), (4, 0.1)]
     (alone,) = optimizers(player, OptimizerConfig())
     assert sum(len(group["params"]) for group in alone.param_groups) == 5
+
+
+def test_matrices_of_one_shape_are_made_orthogonal_together():
+    """As on a GPU: what comes of each is what came of it alone, in its own place."""
+    shapes = [(24, 40), (40, 24), (24, 40), (7, 7), (24, 40)]
+    matrices = [normal(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    for matrix, found in zip(matrices, by_shape(matrices), strict=True):
+        torch.testing.assert_close(found, orthogonal(matrix), rtol=0, atol=0.02)  # bfloat16

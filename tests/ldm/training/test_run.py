@@ -1,29 +1,27 @@
 """A whole run, tiny but real: four stages on disk, and in the end a model that two programs draw with."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from configs.files import to_dict
 from configs.training import RunConfig
 from ldm.checkpoint import load_folder
 from ldm.data.emoji_scenes import EmojiScenes, World
 from ldm.diffusion.schedule import NoiseSchedule
+from ldm.training.adopt import adopt
 from ldm.training.bpe import build_tokenizer
+from ldm.training.captions import token_ids
 from ldm.training.denoiser import DenoiserTraining
+from ldm.training.fingerprint import fingerprint, finished
 from ldm.training.pool import latents_of
 from ldm.training.run import train
 from ldm.training.text import text_config
 from pipelines import TextToImagePipeline
-from tests.ldm.training.conftest import RUN
+from tests.ldm.training.conftest import RUN, with_loop
 from text_encoder.clip import CLIPTextModel
 from vae import AutoencoderKL
 
@@ -95,8 +93,26 @@ def test_a_run_goes_on_from_a_finished_model(output, tmp_path):
         found = new.networks()[part].state_dict()
         for name, value in module.state_dict().items():
             torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4)
-    with pytest.raises(ValueError, match="holds a run already"):
-        train(run, tmp_path, start=output / "model", progress=False)
+    for name in ("autoencoder", "text"):
+        assert finished(tmp_path / name, fingerprint(run, name)) == 4
+
+
+def test_a_run_from_a_model_goes_on_from_the_same_model_alone(output, tmp_path):
+    run = with_loop(RUN, steps=1)
+    train(run, tmp_path, start=output / "model", progress=False)
+    train(RUN, tmp_path, start=output / "model", progress=False)
+    lines = (tmp_path / "denoiser" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="holds a run already"):  # it is another one by now
+        train(RUN, tmp_path, start=tmp_path / "model", progress=False)
+
+
+def test_half_a_beginning_is_begun_again(output, tmp_path):
+    scenes, start = EmojiScenes("train", 0, world=World(RUN.world)), tmp_path / "denoiser" / "start.safetensors"
+    adopt(output / "model", RUN, scenes, tmp_path)
+    start.unlink()  # the last file that is written
+    adopt(output / "model", RUN, scenes, tmp_path)
+    assert start.exists()
 
 
 def test_a_model_of_other_words_is_refused(output, tmp_path):
@@ -105,29 +121,46 @@ def test_a_model_of_other_words_is_refused(output, tmp_path):
         train(run, tmp_path, start=output / "model", progress=False)
 
 
+def test_two_exchanged_words_are_other_words(output, tmp_path):
+    """A caption without them is read the same."""
+    shutil.copytree(output / "model", tmp_path / "model")
+    file = tmp_path / "model" / "tokenizer" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    ids = tokenizer["model"]["vocab"]
+    ids["crown</w>"], ids["rock</w>"] = ids["rock</w>"], ids["crown</w>"]
+    file.write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match="was made for other words"):
+        train(RUN, tmp_path / "run", start=tmp_path / "model", progress=False)
+
+
+def test_what_another_run_file_made_is_refused(output, tmp_path):
+    wider = replace(RUN, classifier=replace(RUN.classifier, channels=(8, 24)))
+    with pytest.raises(ValueError, match="classifier was made by another run file"):
+        train(wider, output, progress=False)
+    with pytest.raises(ValueError, match="autoencoder was made by another run file"):  # used, though not named
+        train(wider, output, ("denoiser",), progress=False)
+    shutil.copytree(output / "text", tmp_path / "text")
+    (tmp_path / "text" / "finished").unlink()
+    other = replace(RUN, text=replace(RUN.text, negatives=2))  # its weights would fit
+    with pytest.raises(ValueError, match="text was made by another run file"):
+        train(other, tmp_path, ("text",), progress=False)
+
+
+def test_folders_from_before_are_taken_with_a_warning(output, tmp_path):
+    shutil.copytree(output / "classifier", tmp_path / "classifier")
+    (tmp_path / "classifier" / "finished").write_text("4\n")
+    with pytest.warns(UserWarning, match="was begun before stages noted their run file"):
+        assert train(RUN, tmp_path, ("classifier",), progress=False)
+
+
+def test_a_stage_that_is_none_is_named(tmp_path):
+    with pytest.raises(ValueError, match="'denoise' is no stage: there are classifier, autoencoder, text, denoiser"):
+        train(RUN, tmp_path, ("denoise",), progress=False)
+
+
 def test_a_stage_names_the_one_it_needs(tmp_path):
     with pytest.raises(ValueError, match="train the stage 'classifier' first"):
         train(RUN, tmp_path, ("autoencoder",), progress=False)
-
-
-def test_ctrl_c_keeps_the_step_it_came_in(tmp_path):
-    loop = replace(RUN.classifier.loop, steps=100_000, checkpoint_every=100_000)
-    run = replace(RUN, classifier=replace(RUN.classifier, loop=loop))
-    (tmp_path / "run.json").write_text(json.dumps(to_dict(run)))
-    script = (
-        "from pathlib import Path; from configs.files import read; from configs.training import RunConfig\n"
-        "from ldm.training.run import train\n"
-        f"train(read({str(tmp_path / 'run.json')!r}, RunConfig), Path({str(tmp_path)!r}), progress=False)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL, env={**os.environ})
-    log = tmp_path / "classifier" / "log.jsonl"
-    while not (log.exists() and log.read_text()):
-        assert process.poll() is None, "the run ended by itself"
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=120) != 0
-    (kept,) = (tmp_path / "classifier" / "checkpoints").iterdir()
-    assert int(kept.name.removeprefix("step-")) == json.loads(log.read_text().splitlines()[-1])["step"]
 
 
 @pytest.fixture
@@ -144,14 +177,14 @@ def test_examples_pair_latents_with_captions_of_their_scene(stage):
     """Number 13 is scene 5 of the pool, told a second time."""
     assert stage.example(13)["latents"].unique().item() == 5
     told = stage.scenes.caption(5, 1)
-    assert stage.example(13)["ids"].tolist() in (stage.ids(told), stage.ids(""))
+    assert stage.example(13)["ids"].tolist() in (token_ids(stage.tokenizer, told), token_ids(stage.tokenizer, ""))
     assert stage.scenes.caption(5) == stage.scenes[5].caption != told
     assert not torch.equal(stage.example(5)["noise"], stage.example(13)["noise"])
 
 
 def test_shares_of_examples_are_as_configured(stage):
     examples = [stage.example(i) for i in range(2000)]
-    empty = sum(one["ids"].tolist() == stage.ids("") for one in examples) / 2000
+    empty = sum(one["ids"].tolist() == token_ids(stage.tokenizer, "") for one in examples) / 2000
     logs = torch.stack([one["sigma"] for one in examples]).log()
     assert abs(empty - 0.25) < 4 * (0.25 * 0.75 / 2000) ** 0.5
     assert abs(logs.median() - stage.config.sigma_mean) < 0.15

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,7 +22,7 @@ from ldm.training.examples import Positions
 from ldm.training.log import Log
 from ldm.training.text import text_config
 from ldm.training.trainer import Trainer, factor
-from tests.ldm.training.conftest import RUN, with_loop
+from tests.ldm.training.conftest import RUN, two_processes, with_loop
 from text_encoder.clip import CLIPTextModel
 from vae import AutoencoderKL
 
@@ -113,13 +112,10 @@ def test_two_processes_are_one_with_the_whole_batch(tmp_path, run):
 
 
 def _one_of_two(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    os.environ |= {"MASTER_PORT": str(20000 + os.getppid() % 20000), "ACCELERATE_USE_CPU": "true"}
-    weights = train(denoiser_stage(RUN), folder / "pair")
-    if rank == 0:
-        torch.save(weights, folder / "together.pt")
-    torch.distributed.destroy_process_group()
+    with two_processes(rank):
+        weights = train(denoiser_stage(RUN), folder / "pair")
+        if rank == 0:
+            torch.save(weights, folder / "together.pt")
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

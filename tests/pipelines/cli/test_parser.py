@@ -33,8 +33,10 @@ def test_words_become_the_prompt(line: list[str], prompt: str) -> None:
 def test_every_option_is_read() -> None:
     line = "a cat -m folder --negative blurry --size 512x768 --seed 7 -n 4 --steps 30 --guidance-scale 7.5"
     line += " --sampler dpmpp_2m --karras --prompt-syntax a1111 --clip-skip 1 --device cpu --dtype float32 -o out.png"
+    line += " --lora one.safetensors --lora two.safetensors:0.5"
     args = vars(parser.parse(line.split()))
-    assert {name: value for name, value in args.items() if value not in (None, False)} == {
+    assert {name: value for name, value in args.items() if value not in (None, False, [])} == {
+        "loras": [("one.safetensors", 1.0), ("two.safetensors", 0.5)],
         "command": "generate",
         "words": ["a", "cat"],
         "model": "folder",

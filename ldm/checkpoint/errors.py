@@ -1,0 +1,5 @@
+"""What is raised about a file's content."""
+
+
+class CheckpointError(ValueError):
+    """A file that is damaged, hostile or of another kind: the text names it and says what to do."""

@@ -1,0 +1,249 @@
+"""Networks beside a model, each from a diffusers folder or a single file: separate VAEs, ControlNets, adapters."""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from configs.architecture import AdapterConfig, AutoencoderConfig
+from configs.interchange import autoencoder_from_json
+from configs.interchange_extras import adapter_from_json, controlnet_from_json, tiny_from_json
+from configs.presets import VAE_KL_F8, VAE_SDXL
+from ldm.checkpoint import infer
+from ldm.checkpoint.errors import CheckpointError
+from ldm.checkpoint.files import listed
+from ldm.checkpoint.infer import Shapes
+from ldm.checkpoint.infer_extras import adapter_config, image_prompt_config, tiny_config
+from ldm.checkpoint.meta import on_meta
+from ldm.checkpoint.names_compvis import vae_names
+from ldm.checkpoint.names_controlnet import controlnet_config, controlnet_names, original_spelling
+from ldm.checkpoint.opened import Opened, opened, renaming, without
+from ldm.checkpoint.source import Entry, open_source
+from ldm.checkpoint.weights import Canonical, main_dtype
+from unet.adapter import Adapter
+from unet.controlnet import ControlNet
+from unet.image_prompt import ImagePrompt, cross_attentions
+from unet.unet import UNet
+from vae import AutoencoderKL, AutoencoderTiny
+from vae.autoencoder import canonical_keys as canonical_vae_keys
+
+logger = logging.getLogger(__name__)
+
+VAE_PREFIXES = ("first_stage_model.", "vae.", "")
+VAE_ROOTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+FACE_LORA = re.compile(r"ip_adapter\.(\d+)\.(to_(?:q|k|v|out)_lora\.(?:down|up)\.weight)")
+# Files that look like a ControlNet and are none, by a name in them.
+NO_CONTROLNET = {
+    "a control-LoRA (only the difference from an SDXL model, in low rank)": r"lora_controlnet",
+    "a ControlNet stored as the difference from Stable Diffusion 1.5": r"difference",
+    "a ControlNet-Union": r"(control_model\.)?(task_embedding|control_type_proj\..*|control_add_embedding\..*)",
+    "a ControlNet-LLLite": r"lllite_.*",
+    "a ControlNet-XS": r".*(ctrl_to_base|base_to_ctrl).*",
+}
+
+
+# VAE
+
+
+def load_vae(
+    path: str | Path, *, dtype: torch.dtype | None = None, like: AutoencoderConfig | None = None
+) -> AutoencoderKL:
+    """A separate VAE: a diffusers folder, or a file in either layout (also a whole model's, whose VAE is taken).
+
+    dtype: by default as stored, but not float16 where that overflows. like: the configuration of the VAE it replaces. A
+    single file does not say how its latents are scaled; that is taken from there, by default as in Stable Diffusion 1.
+
+    Raises FileNotFoundError, and CheckpointError for other files.
+    """
+    found = opened(path, "vae", "AutoencoderKL")
+    prefix = next((each for each in VAE_PREFIXES if _below(found.entries, each)), None)
+    if prefix is None:
+        raise CheckpointError(f"{found.path} holds no VAE: its names begin {listed(sorted(found.entries), 3)}")
+    entries = _below(found.entries, prefix)
+    found = replace(found, entries={f"{prefix}{name}": entry for name, entry in entries.items()})
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    config = found.config(autoencoder_from_json, lambda: infer.autoencoder_config(_original_vae(shapes)))
+    if found.json is None:
+        like = like or (VAE_SDXL if "-xl-" in found.metadata.get("modelspec.architecture", "") else VAE_KL_F8)
+        scale = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast", "sample_size")
+        config = replace(config, **{name: getattr(like, name) for name in scale})
+    original = any(name.startswith(("encoder.mid.", "decoder.mid.")) for name in entries)
+    canonical = renaming(vae_names(config), prefix) if original else without(prefix, canonical_vae_keys)
+    precision = dtype or main_dtype(found.entries)
+    return found.filled(AutoencoderKL, config, canonical, _vae_dtype(config, precision))
+
+
+def _vae_dtype(config: AutoencoderConfig, dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if config.force_upcast and dtype == torch.float16 else dtype
+
+
+def _below(entries: Mapping[str, Entry], prefix: str) -> dict[str, Entry]:
+    """The tensors of a VAE under a prefix, without it."""
+    inner = {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
+    own = {name: entry for name, entry in inner.items() if name.startswith(VAE_ROOTS)}
+    return own if "decoder.conv_in.weight" in own else {}
+
+
+def _original_vae(shapes: Shapes) -> Shapes:
+    """As much in the original spelling as the configuration is read from."""
+    renamed = {
+        re.sub(r"^encoder\.down_blocks\.(\d+)\.resnets\.", r"encoder.down.\1.block.", name): shape
+        for name, shape in shapes.items()
+    }
+    return {
+        name.replace("encoder.mid_block.attentions.0.", "encoder.mid.attn_1."): shape for name, shape in renamed.items()
+    }
+
+
+# ControlNet
+
+
+def load_controlnet(path: str | Path, *, dtype: torch.dtype | None = None) -> ControlNet:
+    """A ControlNet for Stable Diffusion 1, 2 or XL: a diffusers folder, or a file in either layout.
+
+    Raises FileNotFoundError, and CheckpointError for other files, with their name where it is known.
+    """
+    found = opened(path, "controlnet", "ControlNetModel")
+    for kind, pattern in NO_CONTROLNET.items():
+        if any(re.fullmatch(pattern, name) for name in found.entries):
+            raise CheckpointError(f"{found.path} is {kind}, which is not supported; take a full ControlNet")
+    marked = any(name.startswith("control_model.") for name in found.entries)
+    prefix = "control_model." if marked else ""
+    found = replace(found, entries={name: entry for name, entry in found.entries.items() if name.startswith(prefix)})
+    shapes = {name.removeprefix(prefix): shape for name, shape in found.shapes.items()}
+    own = any(name.startswith("controlnet_cond_embedding.") for name in shapes)
+    if not own and "input_hint_block.0.weight" not in shapes:
+        raise CheckpointError(f"{found.path} is no ControlNet: its names begin {listed(sorted(shapes), 3)}")
+    config = found.config(controlnet_from_json, lambda: controlnet_config(original_spelling(shapes) if own else shapes))
+    canonical = without(prefix, dict) if own else renaming(controlnet_names(config), prefix)
+    return found.filled(ControlNet, config, canonical, dtype)
+
+
+# T2I-Adapter
+
+
+def load_adapter(path: str | Path, *, dtype: torch.dtype | None = None) -> Adapter:
+    """A T2I-Adapter: a diffusers folder, or a file in either layout.
+
+    Raises FileNotFoundError, and CheckpointError for other files.
+    """
+    found = opened(path, "adapter", "T2IAdapter")
+    shapes = {_adapter_name(name, found.entries): shape for name, shape in found.shapes.items()}
+    config: AdapterConfig = found.config(adapter_from_json, lambda: adapter_config(shapes))
+    names = {name: _adapter_name(name, found.entries) for name in found.entries}
+    return found.filled(Adapter, config, lambda tensors: {names[key]: tensor for key, tensor in tensors.items()}, dtype)
+
+
+def _adapter_name(name: str, names: Mapping[str, Entry]) -> str:
+    """Our name for an original one: there all ResNets are in one list, two for each level, except in light ones."""
+    if name.startswith("adapter."):
+        return name
+    light = any(re.match(r"body\.\d+\.body\.", each) for each in names)
+    match name.split("."):
+        case ["body", level, "body", j, *rest] if light:
+            return ".".join(["adapter.body", level, "resnets", j, *rest])
+        case ["body", i, "in_conv", leaf] if not light and i.isdigit():
+            return f"adapter.body.{int(i) // 2}.in_conv.{leaf}"
+        case ["body", i, *rest] if not light and i.isdigit():
+            return ".".join([f"adapter.body.{int(i) // 2}.resnets.{int(i) % 2}", *rest])
+    return f"adapter.{name}"
+
+
+# tiny autoencoders
+
+
+def load_tiny(path: str | Path, *, dtype: torch.dtype | None = None) -> AutoencoderTiny:
+    """A tiny autoencoder: a diffusers folder or file, or `taesd_encoder` and `taesd_decoder` as first published.
+
+    Of such a pair, name either; where the other is not beside it, that half is missing. Those for Stable Diffusion 1
+    and for SDXL look alike: take the one for the model.
+
+    Raises FileNotFoundError, and CheckpointError for other files.
+    """
+    found = opened(path, "vae", "AutoencoderTiny")
+    if any(name.startswith(("encoder.layers.", "decoder.layers.")) for name in found.entries):
+        config = found.config(tiny_from_json, lambda: tiny_config(found.shapes))
+        return found.filled(AutoencoderTiny, config, dict, dtype)
+    halves = {_half(found): found}
+    other = found.path.with_name(_exchanged(found.path.name))
+    if other != found.path and other.is_file():
+        second = opened(other, "vae", "AutoencoderTiny")
+        halves.setdefault(_half(second), second)
+    shapes = {
+        f"{half}.{_layer(name, half)}": shape for half, each in halves.items() for name, shape in each.shapes.items()
+    }
+    config = found.config(tiny_from_json, lambda: tiny_config(shapes))
+    tiny = on_meta(found.path, AutoencoderTiny, config)
+    for half, each in halves.items():
+        canonical = _relayered(half)
+        each.fill(getattr(tiny, half), canonical, dtype)
+    return tiny.eval()
+
+
+def _half(found: Opened) -> str:
+    """Which half is in a file as first published: the decoder's first layer, which clamps, has no weights."""
+    if not all(re.match(r"\d{1,3}\.", name) for name in found.entries) or not found.entries:
+        raise CheckpointError(
+            f"{found.path} is no tiny autoencoder: its names begin {listed(sorted(found.entries), 3)}"
+        )
+    return "encoder" if "0.weight" in found.entries else "decoder"
+
+
+def _exchanged(name: str) -> str:
+    """The name of the other half's file."""
+    if "encoder" in name:
+        return name.replace("encoder", "decoder")
+    return name.replace("decoder", "encoder")
+
+
+def _layer(name: str, half: str) -> str:
+    number, _, rest = name.partition(".")
+    return f"layers.{int(number) - (half == 'decoder')}.{rest}"
+
+
+def _relayered(half: str) -> Canonical:
+    return lambda tensors: {_layer(name, half): tensor for name, tensor in tensors.items()}
+
+
+# IP-Adapter
+
+
+def load_ip_adapter(path: str | Path, *, dtype: torch.dtype | None = None) -> ImagePrompt:
+    """An IP-Adapter for Stable Diffusion 1 or XL: plain, plus, full face, FaceID or FaceID plus, from its single file.
+
+    FaceID comes with a LoRA for the U-Net, see `ip_adapter_lora`. Raises FileNotFoundError, and CheckpointError for
+    other files.
+    """
+    found = opened(path, "ip_adapter", "IPAdapter")
+    if not any(name.startswith("image_proj.") for name in found.entries):
+        raise CheckpointError(f"{found.path} is no IP-Adapter: its names begin {listed(sorted(found.entries), 3)}")
+    config = found.config(lambda _: image_prompt_config(found.shapes), lambda: image_prompt_config(found.shapes))
+    if any(FACE_LORA.fullmatch(name) for name in found.entries):
+        logger.warning("%s comes with a LoRA that is a part of it: load that too (ip_adapter_lora)", found.path)
+    return found.filled(ImagePrompt, config, _without_lora, dtype)
+
+
+def _without_lora(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not FACE_LORA.fullmatch(name)}
+
+
+def ip_adapter_lora(path: str | Path, unet: UNet) -> dict[str, Tensor]:
+    """The LoRA in a FaceID file, under the names that diffusers first gave to LoRAs; {} where there is none.
+
+    The file counts all attentions, self and cross, in the order down, up, middle.
+    """
+    source = open_source(path)
+    paths = {id(module): name for name, module in unet.named_modules()}
+    blocks = [paths[id(block)] for block in cross_attentions(unet)]
+    attentions = [f"unet.{block}.{part}.processor" for block in blocks for part in ("attn1", "attn2")]
+    named: dict[str, Tensor] = {}
+    for name in source.entries:
+        if match := FACE_LORA.fullmatch(name):
+            if int(match[1]) >= len(attentions):
+                raise CheckpointError(f"{path} has a LoRA for {name}, but this U-Net has {len(attentions)} attentions")
+            named[f"{attentions[int(match[1])]}.{match[2]}"] = source.tensor(name)
+    return named

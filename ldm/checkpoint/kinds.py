@@ -1,0 +1,85 @@
+"""What a file of weights looks like when it is not a whole model. Standard library only."""
+
+import re
+from collections.abc import Collection, Mapping
+
+# Rows in the order they are tried: what it is called, a pattern of one of its names, and what to do with it.
+KINDS: tuple[tuple[str, str, str], ...] = (
+    (
+        "a LoRA",
+        r"lora_(down|up|A|B|mid)\.|\.lora\.(down|up)\.|lora_linear_layer|\.(hada_w\d|lokr_w\d)|_lora\.(down|up)\.",
+        "load a model first and then this, with load_lora(...) or --lora",
+    ),
+    ("a control-LoRA", r"^lora_controlnet$", "it belongs beside a model and is not one"),
+    (
+        "a ControlNet",
+        r"^control_model\.|^(input_hint_block|zero_convs)\.|^controlnet_(cond_embedding|down_blocks)\.",
+        "it steers a model and is not one: load the model itself",
+    ),
+    (
+        "an IP-Adapter",
+        r"^(image_proj|ip_adapter)\.|\.to_[kv]_ip\.weight$",
+        "it steers a model and is not one: load the model itself",
+    ),
+    (
+        "a T2I-Adapter",
+        r"^(adapter\.)?body\.\d+\.(resnets|block1|in_conv)\b",
+        "it steers a model and is not one: load the model itself",
+    ),
+    (
+        "a textual inversion (an embedding)",
+        r"^(emb_params|clip_l|clip_g|string_to_param\..*|<[^<>]+>)$",
+        "load a model first and then this",
+    ),
+    (
+        "a model of another family (SD 3, Flux, or another transformer)",
+        r"^(model\.diffusion_model\.)?(joint_blocks|double_blocks|single_blocks|layers|transformer_blocks|blocks)\.\d+\.",
+        "supported are Stable Diffusion 1, 2 and XL",
+    ),
+    (
+        "a model of another family (trained with EDM noise)",
+        r"^(edm_mean|edm_vpred\.sigma_max)$",
+        "supported are Stable Diffusion 1, 2 and XL with their own noise",
+    ),
+    (
+        "the U-Net of a diffusers folder",
+        r"^(down_blocks\.0\.resnets|up_blocks\.0\.resnets|conv_in|time_embedding)\.",
+        "name the whole folder, the one with model_index.json",
+    ),
+    (
+        "an autoencoder (VAE) alone",
+        r"^(first_stage_model\.|vae\.)?(en|de)coder\.(conv_in|mid|mid_block|down|up|down_blocks|up_blocks)\.",
+        "name the model, and pass this as vae=",
+    ),
+    (
+        "a text encoder alone",
+        r"(^|\.)(text_model\.|transformer\.resblocks\.\d|encoder\.layers\.\d|encoder\.block\.\d)",
+        "name the model, and pass this as text_encoder=",
+    ),
+    (
+        "a tiny autoencoder (TAESD)",
+        r"^((taesd_)?(en|de)coder\.(layers\.)?)?\d+\.(conv\.\d+\.)?weight$",
+        "it is no model",
+    ),
+)
+NOISES = "a model of another family (trained with EDM noise)"
+
+
+def kind_of(names: Collection[str], metadata: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """(what it looks like, what to do), for a file that is no whole model: ("a LoRA", "load a model first ...").
+
+    The first is "" for what is like nothing known.
+    """
+    architecture = (metadata or {}).get("modelspec.architecture", "")
+    if architecture.endswith("/lora") or "ss_network_module" in (metadata or {}):
+        return KINDS[0][0], KINDS[0][2]
+    for kind, pattern, remedy in KINDS:
+        if any(re.search(pattern, name) for name in names):
+            return kind, remedy
+    return "", "supported are Stable Diffusion 1, 2 and XL"
+
+
+def foreign_noise(names: Collection[str]) -> bool:
+    """Whether a whole model says that it was trained with another process (Playground 2.5, CosXL)."""
+    pattern = next(pattern for kind, pattern, _ in KINDS if kind == NOISES)
+    return any(re.fullmatch(pattern, name) for name in names)

@@ -1,0 +1,90 @@
+"""One network in a folder of diffusers or in a single file: its tensors, its configuration, and how it is filled."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ldm.checkpoint.errors import CheckpointError
+from ldm.checkpoint.files import STEM, find_weights, read_json
+from ldm.checkpoint.meta import on_meta
+from ldm.checkpoint.names_compvis import Name, own_view
+from ldm.checkpoint.source import Entry, open_source
+from ldm.checkpoint.weights import Canonical, load_weights, main_dtype, read_headers
+
+C = TypeVar("C")
+N = TypeVar("N", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What is in a folder or file: its tensors, and the `config.json` beside them if it is of the wanted class."""
+
+    path: Path
+    entries: Mapping[str, Entry]
+    json: Mapping[str, Any] | None
+    metadata: Mapping[str, str]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: entry.shape for name, entry in self.entries.items()}
+
+    def config(self, from_json: Callable[[Mapping[str, Any]], C], infer_config: Callable[[], C]) -> C:
+        """As the `config.json` says, or from the shapes. Complaints begin with the file they are about."""
+        try:
+            return infer_config() if self.json is None else from_json(self.json)
+        except (ValueError, TypeError, KeyError, IndexError, ZeroDivisionError) as error:
+            detail = error if isinstance(error, ValueError) else f"malformed ({type(error).__name__}: {error})"
+            raise CheckpointError(f"{self.path}: {detail}") from None
+
+    def filled(self, network: Callable[[Any], N], config: Any, canonical: Canonical, dtype: torch.dtype | None) -> N:
+        """The network of this configuration with the weights from here."""
+        module = on_meta(self.path, network, config)
+        self.fill(module, canonical, dtype)
+        return module
+
+    def fill(self, module: nn.Module, canonical: Canonical, dtype: torch.dtype | None) -> None:
+        """Puts the weights from here into a module on `meta`."""
+        try:
+            load_weights(module, self.entries, dtype or main_dtype(self.entries), canonical)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path} is damaged, or of a kind that is not known here: {error}") from None
+
+
+def opened(path: str | Path, part: str, class_name: str) -> Opened:
+    """A folder of diffusers, a model's folder with such a part, or a single file."""
+    path = Path(path).expanduser()
+    if path.is_dir() and (path / "model_index.json").exists():
+        path = path / part
+    if path.is_dir():
+        json = read_json(path / "config.json")
+        if json.get("_class_name", class_name) != class_name:
+            raise CheckpointError(f"{path} is a {json['_class_name']}, not a {class_name}")
+        return Opened(path, read_headers(find_weights(path, part)), json, {})
+    source, beside = open_source(path), path.parent / "config.json"
+    own = path.stem.startswith(STEM) and beside.is_file()
+    json = read_json(beside) if own else {}
+    return Opened(path, source.entries, json if json.get("_class_name") == class_name else None, source.metadata)
+
+
+def renaming(names: list[Name], prefix: str = "") -> Canonical:
+    """Original names, with this prefix, to our own; others stay, to be complained of."""
+    table: dict[str, list[Name]] = defaultdict(list)
+    for name in names:
+        table[prefix + name.original].append(name)
+
+    def canonical(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        own: dict[str, Tensor] = {}
+        for key, tensor in tensors.items():
+            own |= {name.own: own_view(name, tensor) for name in table[key]} if key in table else {key: tensor}
+        return own
+
+    return canonical
+
+
+def without(prefix: str, canonical: Canonical) -> Canonical:
+    return lambda tensors: canonical({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})

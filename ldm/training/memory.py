@@ -1,0 +1,36 @@
+"""What to do when the memory is full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from configs.training import LoopConfig
+
+_WORDS = ("out of memory", "can't allocate memory", "not enough memory")  # of CUDA, and of CPUs on Linux and Windows
+
+
+@contextmanager
+def advice(stage: str, loop: LoopConfig, processes: int = 1) -> Iterator[None]:
+    """Adds to an error for want of memory, as a note, which keys of the run file to change."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if known or any(words in str(error) for words in _WORDS):
+            error.add_note(_advice(stage, loop, processes))
+        raise
+
+
+def _advice(stage: str, loop: LoopConfig, processes: int) -> str:
+    first = 2 * loop.accumulation
+    more = next((n for n in range(first, loop.batch + 1) if loop.batch % (n * processes) == 0), None)
+    if more is None:
+        return f"the run file's networks of the stage {stage} are too large, or its pictures: make them smaller"
+    effect = "the same result" if stage != "text" else "fewer pictures to tell a caption from"
+    return (
+        f"set {stage}.loop.accumulation = {more} in the run file (a step in smaller parts, with {effect}) and start it "
+        "again, or make the networks smaller"
+    )

@@ -1,0 +1,44 @@
+"""Textual inversion as a pipeline offers it."""
+
+from pathlib import Path
+from typing import Any
+
+from ldm.model import LatentDiffusion
+
+
+class WithEmbeddings:
+    """Words with learned embeddings, for the text encoder of `model`."""
+
+    model: LatentDiffusion
+
+    def load_textual_inversion(
+        self, source: Any, token: str | list[str] | None = None, *, weight_name: str | None = None
+    ) -> list[str]:
+        """Teaches the model a word that stands for learned vectors, and returns it; use it in prompts as it is.
+
+        source: a file in any layout (.safetensors, .pt, .bin), a folder that holds `weight_name` or `learned_embeds`,
+            the content of such a file, or a list of these with a list of tokens. SDXL takes both its encoders' vectors
+            from one file.
+        token: the word to use, by default the file's own or else its name.
+
+        Raises FileNotFoundError, and ValueError for files of another kind or family and for words that are known.
+        """
+        from ldm.checkpoint.embedding import load_embedding
+
+        if isinstance(source, list):
+            tokens = token if isinstance(token, list) else [token] * len(source)
+            if len(tokens) != len(source):
+                raise ValueError(f"{len(tokens)} tokens for {len(source)} embeddings: give one for each, or none")
+            return [
+                word for one, own in zip(source, tokens, strict=True) for word in self.load_textual_inversion(one, own)
+            ]
+        place = Path(source) / weight_name if weight_name else source
+        return load_embedding(self.model.text_encoder, place, token)
+
+    def unload_textual_inversion(
+        self, tokens: str | list[str] | None = None, *, token: str | list[str] | None = None
+    ) -> None:
+        """Makes the model forget words, by default all; the text encoder is then what it was. `token` is `tokens`."""
+        from ldm.checkpoint.embedding import unload_embedding
+
+        unload_embedding(self.model.text_encoder, token if tokens is None else tokens)
