@@ -26,10 +26,8 @@ from vae import Autoencoder
 from vae.pixels import to_numpy, to_pil, to_unit
 
 HUB_OPTIONS = ("revision", "subfolder", "local_files_only", "cache_dir", "token")
-NEEDLESS_OPTIONS = (
-    *("use_safetensors", "low_cpu_mem_usage", "requires_safety_checker"),
-    *("config", "original_config", "disable_mmap"),  # of single files
-)
+NEEDLESS_OPTIONS: tuple[str, ...] = ("use_safetensors", "low_cpu_mem_usage", "requires_safety_checker")
+NEEDLESS_OPTIONS += ("config", "original_config", "disable_mmap")  # of single files
 
 
 class Pipeline(WithEmbeddings, WithLoras, ABC):
@@ -89,10 +87,7 @@ class Pipeline(WithEmbeddings, WithLoras, ABC):
         model.source = str(path_or_hub_id)
         return cls(model, device=device, dtype=precision)
 
-    @classmethod
-    def from_single_file(cls, path: Any, **options: Any) -> Self:
-        """The same as `from_pretrained`, under diffusers' name for single files."""
-        return cls.from_pretrained(path, **options)
+    from_single_file = from_pretrained  # diffusers' name, for files
 
     def save_pretrained(self, folder: Any, *, safe_serialization: bool = True, **options: Any) -> None:
         """Writes the model as a folder that diffusers loads; options are those of `ldm.checkpoint.save_folder`."""

@@ -135,8 +135,8 @@ def _has_compiler() -> bool:
     compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     if shutil.which(compiler) is None:
         warnings.warn(
-            f"there is no C++ compiler {compiler}, so the networks are not compiled and steps take about half as long "
-            "again: install it, or name another in CXX",
+            f"there is no C++ compiler {compiler}, so the networks are not compiled and steps take about a third "
+            "longer: install it, or name another in CXX",
             stacklevel=2,
         )
         return False
@@ -144,8 +144,8 @@ def _has_compiler() -> bool:
 
 
 def attention_for(latents: Tensor) -> AbstractContextManager[None]:
-    """The attention that trains fastest: on a CPU the plain one for few pixels, whose fused backward pass takes a third
-    of a step; else PyTorch's own choice."""
+    """The attention that trains fastest: on a CPU the plain one for few pixels, whose fused backward pass takes
+    more than a quarter of a step; else PyTorch's own choice."""
     few = latents.device.type == "cpu" and latents[0, 0].numel() <= _FEW
     return sdpa_kernel(SDPBackend.MATH) if few else nullcontext()
 

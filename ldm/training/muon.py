@@ -18,8 +18,8 @@ class Muon(Optimizer):
     """Nesterov momentum, orthogonalised by Newton and Schulz's iteration (Jordan et al. 2024, "Muon").
 
     Takes parameters of two dimensions or more; a kernel (out, in, h, w) counts as the matrix (out, in * h * w), which
-    `torch.optim.Muon` refuses. Updates are scaled so that the rate is one of AdamW. Against AdamW on the denoiser of
-    emoji scenes it needs about half the steps.
+    `torch.optim.Muon` refuses. Updates are scaled so that the rate is one of AdamW. In a trial of 50
+    steps on the denoiser of emoji scenes it got as far as AdamW in 100.
     """
 
     def __init__(

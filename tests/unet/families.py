@@ -13,7 +13,7 @@ SD1: dict[str, Any] = {
     "layers_per_block": 1,
     "cross_attention_dim": 24,
     "attention_head_dim": 8,
-    "norm_num_groups": 8,
+    "norm_num_groups": 8,  # several channels each: a group of one would hide the time
 }
 SDXL: dict[str, Any] = {
     "block_out_channels": (32, 64, 96),

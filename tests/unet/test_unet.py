@@ -5,32 +5,11 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from configs.interchange import unet_from_json
+from tests.unet.families import CROSS_DOWN, CROSS_UP, SD1, SDXL
 from unet import UNet
 from unet.embedding import guidance_sinusoid, sinusoid
 
-CROSS_DOWN, CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
-SD1 = {
-    "block_out_channels": (32, 64, 64, 96),
-    "layers_per_block": 1,
-    "cross_attention_dim": 24,
-    "attention_head_dim": 8,
-    "norm_num_groups": 8,  # several channels each: a group of one would hide the time
-}
 SD2 = {**SD1, "attention_head_dim": (2, 4, 4, 6), "use_linear_projection": True, "upcast_attention": True}
-SDXL = {
-    "block_out_channels": (32, 64, 96),
-    "down_block_types": ("DownBlock2D", CROSS_DOWN, CROSS_DOWN),
-    "up_block_types": (CROSS_UP, CROSS_UP, "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 3),
-    "layers_per_block": 2,
-    "cross_attention_dim": 40,
-    "attention_head_dim": (2, 4, 6),
-    "use_linear_projection": True,
-    "norm_num_groups": 8,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 8,
-    "projection_class_embeddings_input_dim": 20 + 6 * 8,
-}
 SSD = {
     **SDXL,
     "mid_block_type": "UNetMidBlock2D",
