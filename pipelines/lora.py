@@ -15,19 +15,24 @@ class WithLoras:
 
     model: "LatentDiffusion"
 
-    def load_lora(self, path: str | Path, name: str | None = None, scale: Scale = 1.0) -> str:
+    def load_lora(self, path: str | Path, name: str | None = None, scale: Scale = 1.0, **hub: Any) -> str:
         """Merges a LoRA into U-Net and text encoders; returns its name, by default that of the file.
 
-        path: a file in any layout (diffusers, peft, kohya, A1111, LyCORIS), or a folder that diffusers or peft wrote.
+        path: a file in any layout (diffusers, peft, kohya, A1111, LyCORIS), a folder that diffusers or peft wrote, or
+            either on the hub: `org/name`, `org/name/file.safetensors`.
         scale: of the change, or by blocks: {"": 0.8, "text_encoder": 0, "down_blocks.1": 0.5}, the longest prefix
             decides, "" stands for the rest (1 if not given).
+        hub: `revision`, `cache_dir`, `token` and `local_files_only`.
 
         Warns of keys that fit nothing. Raises FileNotFoundError, and ValueError when the file is damaged or for another
         model; then nothing has changed.
         """
         import warnings
 
-        name = self.model.loras.load(path, name, scale)
+        from ldm.checkpoint.hub import resolve_part
+        from ldm.lora import IN_FOLDERS
+
+        name = self.model.loras.load(resolve_part(path, (*IN_FOLDERS, "adapter_config.json"), **hub), name, scale)
         if note := self.model.loras[name].note:
             warnings.warn(note, stacklevel=2)
         return name
@@ -68,10 +73,10 @@ class WithLoras:
     # the same by diffusers' names
 
     def load_lora_weights(
-        self, path: str | Path, *, weight_name: str | None = None, adapter_name: str | None = None
+        self, path: str | Path, *, weight_name: str | None = None, adapter_name: str | None = None, **hub: Any
     ) -> None:
-        """As `load_lora`; `weight_name` is the file in a folder."""
-        self.load_lora(Path(path) / weight_name if weight_name else path, adapter_name)
+        """As `load_lora`; `weight_name` is the file in a folder or repository."""
+        self.load_lora(f"{path}/{weight_name}" if weight_name else path, adapter_name, **hub)
 
     def unload_lora_weights(self) -> None:
         self.unload_lora()

@@ -19,6 +19,7 @@ from pipelines.lora import WithLoras
 from pipelines.problem import Problem
 from pipelines.request import TextToImageRequest
 from pipelines.result import Result, make_records
+from pipelines.saving import WithSaving
 from pipelines.stream import Interrupted, Progress, Stream
 from text_encoder import CLIPTextEncoder, PairedTextEncoder
 from unet import UNet
@@ -30,7 +31,7 @@ NEEDLESS_OPTIONS: tuple[str, ...] = ("use_safetensors", "low_cpu_mem_usage", "re
 NEEDLESS_OPTIONS += ("config", "original_config", "disable_mmap")  # of single files
 
 
-class Pipeline(WithEmbeddings, WithLoras, ABC):
+class Pipeline(WithEmbeddings, WithLoras, WithSaving, ABC):
     """A task on a model: owns device, precision and memory. Build one with `from_pretrained`.
 
     The model moves to the device with the first call, under offload part by part.
@@ -67,10 +68,12 @@ class Pipeline(WithEmbeddings, WithLoras, ABC):
 
         dtype: precision of the weights (`torch_dtype` is accepted too); by default bfloat16 or float16 on CUDA, float32
             on the CPU. device: CUDA where there is one, else the CPU. variant: such as "fp16".
-        options: `prediction_type`, "epsilon" or "v_prediction", where a file does not say which; `revision`,
-            `subfolder`, `local_files_only`, `cache_dir` and `token`, as for the hub; and parts to use instead of the
-            model's own, or because a file lacks them, by diffusers' names: `vae`, `unet`, `text_encoder`, `tokenizer`,
-            `scheduler`, ... (NEEDLESS_OPTIONS are accepted for the sake of code written for diffusers, and do nothing).
+        options: `prediction_type`, "epsilon" or "v_prediction", where a file does not say which;
+            `allow_unknown_globals` for a .ckpt that names code, which is not run either way; `revision`, `subfolder`,
+            `local_files_only`, `cache_dir` and `token`, as for the hub; and parts to use instead of the model's own, or
+            because a file lacks them, by diffusers' names: `unet`, `tokenizer`, `scheduler`, ... as objects, `vae` and
+            `text_encoder` also as the path of a VAE, and of a model that lends its text encoder.
+            (NEEDLESS_OPTIONS are accepted for the sake of code written for diffusers, and do nothing.)
 
         Raises FileNotFoundError when nothing is there, ValueError when it cannot be used; both say what to do.
         """
@@ -81,21 +84,13 @@ class Pipeline(WithEmbeddings, WithLoras, ABC):
         precision = default_dtype(device) if dtype is None else as_dtype(dtype)
         where = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
         parts = {name: part for name, part in options.items() if name not in NEEDLESS_OPTIONS}
-        prediction = parts.pop("prediction_type", None)
+        reading = {name: parts.pop(name) for name in ("prediction_type", "allow_unknown_globals") if name in parts}
         path = resolve(path_or_hub_id, variant=variant, **where)
-        model = load_model(path, dtype=precision, variant=variant, components=parts, prediction_type=prediction)
+        model = load_model(path, dtype=precision, variant=variant, components=parts, **reading)
         model.source = str(path_or_hub_id)
         return cls(model, device=device, dtype=precision)
 
     from_single_file = from_pretrained  # diffusers' name, for files
-
-    def save_pretrained(self, folder: Any, *, safe_serialization: bool = True, **options: Any) -> None:
-        """Writes the model as a folder that diffusers loads; options are those of `ldm.checkpoint.save_folder`."""
-        from ldm.checkpoint import save_folder
-
-        if not safe_serialization:
-            raise ValueError("weights are written as safetensors only: leave safe_serialization out")
-        save_folder(self.model, folder, **options)
 
     @property
     def dtype(self) -> torch.dtype:

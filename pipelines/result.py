@@ -24,7 +24,7 @@ Record = dict[str, Any]
 class Result:
     """The pictures of a call, as PIL images, an array or a tensor (`output_type`), and one record for each.
 
-    A record is plain JSON: prompt, seed, sampler, steps, guidance, size, model, its hash, LoRAs, and versions.
+    A record is plain JSON: prompt, seed, sampler, steps, guidance, size, model, its hash, LoRAs, embeddings, versions.
     """
 
     images: Any
@@ -85,6 +85,7 @@ def make_records(
     embeddings), a generator or a callback were given.
     """
     from ldm.checkpoint import weights_hash
+    from ldm.checkpoint.embedding import embedding_record
 
     common: Record = {
         "sampler": _sampler(request.sampler, str(problem.sampling)),
@@ -96,6 +97,7 @@ def make_records(
         "model": Path(model.source).resolve().name if Path(model.source).exists() else model.source,
         "model_hash": weights_hash(model)[:10],
         **({"loras": model.loras.record()} if len(model.loras) else {}),
+        **({"embeddings": words} if (words := embedding_record(model.text_encoder)) else {}),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": device.type,
         "versions": versions(),

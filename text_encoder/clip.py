@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.architecture import TextEncoderConfig
+from text_encoder.names import canonical_name
 
 LEGACY_EOS = 2  # the wrong end token of old config files; their models pool at the highest id
 
@@ -135,14 +136,5 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 def canonical_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames a state dict for a strict load into CLIPTextModel.
-
-    transformers from 5.6 on writes a CLIPTextModel without the `text_model.` prefix; older files hold `position_ids`,
-    which are always 0, 1, 2, ... and are dropped.
-    """
-    bare = ("embeddings.", "encoder.", "final_layer_norm.")
-    return {
-        f"text_model.{key}" if key.startswith(bare) else key: value
-        for key, value in state_dict.items()
-        if not key.endswith("embeddings.position_ids")
-    }
+    """Renames a state dict for a strict load into CLIPTextModel; what is always the same is dropped."""
+    return {name: value for key, value in state_dict.items() if (name := canonical_name(key)) is not None}

@@ -82,6 +82,11 @@ class Tokenizer:
             raise ValueError(f"{text!r} is not text that UTF-8 can hold; remove lone surrogates") from error
         return [each for index in ids for each in (index, *self._followers.get(index, ()))]
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token with its id, added ones too."""
+        return dict(self._backend.get_vocab())
+
     def token_id(self, token: str) -> int | None:
         """The id of a token by its exact spelling in the vocabulary, None if there is none."""
         index: int | None = self._backend.token_to_id(token)
@@ -102,7 +107,7 @@ class Tokenizer:
 
     def __len__(self) -> int:
         """One more than the highest id."""
-        return 1 + max(self._backend.get_vocab().values())
+        return 1 + max(self.vocabulary.values())
 
     def save(self, folder: str | Path) -> None:
         """Writes the files from which transformers 5, and 4 with its fast classes, read the same tokenizer."""

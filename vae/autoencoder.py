@@ -4,7 +4,6 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 Shapes: b batch, H W image height and width in pixels, c latent channels, h w latent height and width, H = factor * h.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,10 +13,8 @@ from torch import Tensor, nn
 from configs.architecture import AutoencoderConfig
 from vae.decoder import Decoder
 from vae.encoder import Encoder
+from vae.names import canonical_name, is_projection
 from vae.tiling import InParts
-
-LEGACY_PROJECTIONS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_PROJECTION = re.compile(r"(.+\.attentions\.\d+)\.(query|key|value|proj_attn|to_q|to_k|to_v|to_out\.0)\.(weight|bias)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,16 +124,10 @@ def canonical_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Projections stored as 1x1 convolutions, (c, c, 1, 1) or (c, c, 1), become the matrices (c, c) they are.
     """
-    return dict(_canonical(name, tensor) for name, tensor in state_dict.items())
-
-
-def _canonical(name: str, tensor: Tensor) -> tuple[str, Tensor]:
-    match = _PROJECTION.fullmatch(name)
-    if match is None:
-        return name, tensor
-    attention, projection, kind = match.groups()
-    tensor = tensor.flatten(1) if tensor.ndim > 2 else tensor
-    return f"{attention}.{LEGACY_PROJECTIONS.get(projection, projection)}.{kind}", tensor
+    return {
+        canonical_name(name): tensor.flatten(1) if is_projection(name) and tensor.ndim > 2 else tensor
+        for name, tensor in state_dict.items()
+    }
 
 
 def require_channels(x: Tensor, c: int, what: str) -> None:

@@ -11,6 +11,7 @@ _HOMES = {
     "load_single_file": "single_file",
     "resolve": "hub",
     "save_folder": "save",
+    "save_single_file": "export",
     "weights_hash": "hash",
 }
 

@@ -1,5 +1,6 @@
 """Textual inversions in every layout people have -> words that the text encoder of a model knows."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.family import described
 from ldm.checkpoint.files import listed
 from ldm.checkpoint.kinds import kind_of
-from ldm.checkpoint.source import Source, open_source
+from ldm.checkpoint.source import FLOATS, Source, open_source
 from text_encoder import CLIPTextEncoder, PairedTextEncoder
 from text_encoder.inversion import add_words, check_words, learned_words, remove_words
 
@@ -19,7 +20,6 @@ A1111 = "string_to_param.*"
 UNNAMED = ("", "emb_params")  # a tensor by itself; the file's name is the word
 PAIR = {"clip_l": "clip_l", "clip_g": "clip_g", "text_encoders_0": "clip_l", "text_encoders_1": "clip_g"}
 MOST = 1000  # words in a file, vectors of a word
-FLOATS = ("F64", "F32", "F16", "BF16")
 
 Vectors = Mapping[str, Tensor]  # (n, d) under "", or under "clip_l" and "clip_g" for SDXL's two encoders
 TextEncoder = CLIPTextEncoder | PairedTextEncoder
@@ -37,8 +37,7 @@ def load_embedding(encoder: TextEncoder, source: Any, token: str | list[str] | N
     Raises FileNotFoundError, and ValueError for a file of another kind or family and for words already known; then
     nothing is changed.
     """
-    words, where = _words(source)
-    words = {word: {part: _rows(tensor, where) for part, tensor in own.items()} for word, own in words.items()}
+    words, where = read_embedding(source)
     words = _renamed(words, token, where)
     encoders = _encoders(encoder)
     fitting = {word: _fitted(encoder, vectors, where) for word, vectors in words.items()}
@@ -62,11 +61,32 @@ def unload_embedding(encoder: TextEncoder, token: str | list[str] | None = None)
         remove_words(one, gone)
 
 
+def embedding_record(encoder: TextEncoder) -> list[dict[str, Any]]:
+    """Word, number of vectors and SHA-256 of their float32 values, of each word that was taught, as plain JSON."""
+    first, *others = [learned_words(one) for one in _encoders(encoder)]
+    record = []
+    for word, vectors in sorted(first.items()):
+        digest = hashlib.sha256()
+        for tensor in (vectors, *(own[word] for own in others)):
+            digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+        record.append({"word": word, "vectors": len(vectors), "sha256": digest.hexdigest()})
+    return record
+
+
 def _encoders(encoder: TextEncoder) -> tuple[CLIPTextEncoder, ...]:
     return (encoder.first, encoder.second) if isinstance(encoder, PairedTextEncoder) else (encoder,)
 
 
 # reading
+
+
+def read_embedding(source: Any) -> tuple[dict[str, Vectors], str]:
+    """The words of a source, as in `load_embedding`, each with its vectors (n, d), and what to call the source.
+
+    Raises as `load_embedding` does for what is no textual inversion.
+    """
+    words, where = _words(source)
+    return {word: {part: _rows(tensor, where) for part, tensor in own.items()} for word, own in words.items()}, where
 
 
 def _words(source: Any) -> tuple[dict[str, Vectors], str]:

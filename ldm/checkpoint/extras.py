@@ -18,10 +18,11 @@ from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.files import listed
 from ldm.checkpoint.infer import Shapes
 from ldm.checkpoint.infer_extras import adapter_config, image_prompt_config, tiny_config
+from ldm.checkpoint.kinds import NO_CONTROLNET
 from ldm.checkpoint.meta import on_meta
-from ldm.checkpoint.names_compvis import vae_names
+from ldm.checkpoint.names_compvis import renaming, vae_names
 from ldm.checkpoint.names_controlnet import controlnet_config, controlnet_names, original_spelling
-from ldm.checkpoint.opened import Opened, opened, renaming, without
+from ldm.checkpoint.opened import Opened, opened, without
 from ldm.checkpoint.source import Entry, open_source
 from ldm.checkpoint.weights import Canonical, main_dtype
 from unet.adapter import Adapter
@@ -35,27 +36,25 @@ logger = logging.getLogger(__name__)
 
 VAE_PREFIXES = ("first_stage_model.", "vae.", "")
 VAE_ROOTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+NOT_IN_SHAPES = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast", "sample_size")
 FACE_LORA = re.compile(r"ip_adapter\.(\d+)\.(to_(?:q|k|v|out)_lora\.(?:down|up)\.weight)")
-# Files that look like a ControlNet and are none, by a name in them.
-NO_CONTROLNET = {
-    "a control-LoRA (only the difference from an SDXL model, in low rank)": r"lora_controlnet",
-    "a ControlNet stored as the difference from Stable Diffusion 1.5": r"difference",
-    "a ControlNet-Union": r"(control_model\.)?(task_embedding|control_type_proj\..*|control_add_embedding\..*)",
-    "a ControlNet-LLLite": r"lllite_.*",
-    "a ControlNet-XS": r".*(ctrl_to_base|base_to_ctrl).*",
-}
 
 
 # VAE
 
 
 def load_vae(
-    path: str | Path, *, dtype: torch.dtype | None = None, like: AutoencoderConfig | None = None
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    like: AutoencoderConfig | None = None,
+    as_stored: bool = False,
 ) -> AutoencoderKL:
     """A separate VAE: a diffusers folder, or a file in either layout (also a whole model's, whose VAE is taken).
 
     dtype: by default as stored, but not float16 where that overflows. like: the configuration of the VAE it replaces. A
     single file does not say how its latents are scaled; that is taken from there, by default as in Stable Diffusion 1.
+    as_stored: leaves every tensor in the dtype it has in the file, to be written elsewhere rather than run.
 
     Raises FileNotFoundError, and CheckpointError for other files.
     """
@@ -68,13 +67,21 @@ def load_vae(
     shapes = {name: entry.shape for name, entry in entries.items()}
     config = found.config(autoencoder_from_json, lambda: infer.autoencoder_config(_original_vae(shapes)))
     if found.json is None:
-        like = like or (VAE_SDXL if "-xl-" in found.metadata.get("modelspec.architecture", "") else VAE_KL_F8)
-        scale = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast", "sample_size")
-        config = replace(config, **{name: getattr(like, name) for name in scale})
+        config = scaled_as(config, like or noted_vae(found.metadata))
     original = any(name.startswith(("encoder.mid.", "decoder.mid.")) for name in entries)
     canonical = renaming(vae_names(config), prefix) if original else without(prefix, canonical_vae_keys)
-    precision = dtype or main_dtype(found.entries)
-    return found.filled(AutoencoderKL, config, canonical, _vae_dtype(config, precision))
+    precision = _vae_dtype(config, dtype or main_dtype(found.entries))
+    return found.filled(AutoencoderKL, config, canonical, precision, as_stored=as_stored)
+
+
+def noted_vae(metadata: Mapping[str, str]) -> AutoencoderConfig:
+    """The published VAE that a file by itself is like, as its metadata say; without any, Stable Diffusion 1's."""
+    return VAE_SDXL if "-xl-" in metadata.get("modelspec.architecture", "") else VAE_KL_F8
+
+
+def scaled_as(config: AutoencoderConfig, like: AutoencoderConfig) -> AutoencoderConfig:
+    """A configuration read from shapes, with what these do not tell."""
+    return replace(config, **{name: getattr(like, name) for name in NOT_IN_SHAPES})
 
 
 def _vae_dtype(config: AutoencoderConfig, dtype: torch.dtype) -> torch.dtype:
@@ -102,8 +109,10 @@ def _original_vae(shapes: Shapes) -> Shapes:
 # ControlNet
 
 
-def load_controlnet(path: str | Path, *, dtype: torch.dtype | None = None) -> ControlNet:
+def load_controlnet(path: str | Path, *, dtype: torch.dtype | None = None, as_stored: bool = False) -> ControlNet:
     """A ControlNet for Stable Diffusion 1, 2 or XL: a diffusers folder, or a file in either layout.
+
+    as_stored: leaves every tensor in the dtype it has in the file, to be written elsewhere rather than run.
 
     Raises FileNotFoundError, and CheckpointError for other files, with their name where it is known.
     """
@@ -120,7 +129,7 @@ def load_controlnet(path: str | Path, *, dtype: torch.dtype | None = None) -> Co
         raise CheckpointError(f"{found.path} is no ControlNet: its names begin {listed(sorted(shapes), 3)}")
     config = found.config(controlnet_from_json, lambda: controlnet_config(original_spelling(shapes) if own else shapes))
     canonical = without(prefix, dict) if own else renaming(controlnet_names(config), prefix)
-    return found.filled(ControlNet, config, canonical, dtype)
+    return found.filled(ControlNet, config, canonical, dtype, as_stored=as_stored)
 
 
 # T2I-Adapter

@@ -12,6 +12,9 @@ FAMILIES = {
 }  # by the width of the text that the U-Net attends to
 
 
+BY_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl_refiner"}  # the same, as `family_of` calls them
+
+
 def family_of(unet: UNetConfig, text_encoders: int) -> str:
     """ "sd1", "sd2", "sdxl" or "sdxl_refiner", for a U-Net and the number of its text encoders."""
     if unet.vector == "text_time":

@@ -1,9 +1,11 @@
 """Which files hold the weights of one network: single or sharded, plain or of a variant, safetensors before pickles."""
 
+import hashlib
 import json
 import re
 import stat
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,11 @@ from ldm.checkpoint.errors import CheckpointError
 
 MAX_JSON = 16 * 2**20  # bytes; the largest index of a known model is a hundredth of it
 MAX_SHARDS = 1000
+MAX_LAYERS = 200  # of a kind at one resolution; the largest known model has 32
+LAYERS = (
+    *("layers_per_block", "transformer_layers_per_block", "num_hidden_layers"),
+    *("num_res_blocks", "num_encoder_blocks", "num_decoder_blocks"),
+)
 STEM = "diffusion_pytorch_model"
 WEIGHT_STEMS = {
     ".safetensors": {"text_encoder": "model", "text_encoder_2": "model"},
@@ -39,6 +46,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration of a network. Raises as `read_json`, and for more layers than could ever be built."""
+    json = read_json(path)
+    for key in LAYERS:
+        if any(len(number) > 3 or int(number) > MAX_LAYERS for number in re.findall(r"\d+", str(json.get(key)))):
+            raise CheckpointError(f"{path}: {key} asks for more than {MAX_LAYERS} layers; is it the right file?")
+    return json
+
+
 def require_regular(path: Path) -> None:
     """Raises unless the path is a regular file, through links: reading a pipe or a device would block."""
     if not path.exists():
@@ -59,9 +75,12 @@ def find_weights(folder: Path, part: str, variant: str | None = None) -> list[Pa
     raise FileNotFoundError(_what_is_there(folder, part))
 
 
-def has_variant(folder: Path, part: str, variant: str) -> bool:
-    """Whether the weights of this part exist in the variant itself."""
-    return bool(_files_of_variant(folder, part, variant))
+def has_weights(folder: Path, part: str, variant: str | None = None) -> bool:
+    """Whether all weights of this part are there, under the names of this very variant (None: the plain ones)."""
+    try:
+        return bool(_files_of_variant(folder, part, variant))
+    except FileNotFoundError:  # an index without its files
+        return False
 
 
 def _files_of_variant(folder: Path, part: str, variant: str | None) -> list[Path]:
@@ -105,14 +124,23 @@ def _refuse_escape(index: Path, file: Path) -> None:
 
 
 def _what_is_there(folder: Path, part: str) -> str:
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    found = {_variant_in(name, part, suffix) for name in names for suffix in WEIGHT_STEMS} - {None}
-    if variants := sorted(map(str, found)):
-        return f"{folder} holds its weights only as the variant {listed(variants)}: pass variant=..."
+    if found := variants(folder, part):
+        return f"{folder} holds its weights only as the variant {listed(found)}: pass variant=..."
+    names = _file_names(folder)
     if pickles := [name for name in names if name.endswith((".bin", ".ckpt", ".pt", ".pth"))]:
         return f"{folder} holds only {listed(pickles)}; name it {weight_stem(part, '.bin')}.bin to have it read"
     stem = weight_stem(part)
     return f"{folder} has no weights: looked for {stem}.safetensors and {stem}.safetensors.index.json"
+
+
+def variants(folder: Path, part: str) -> list[str]:
+    """The variants that some weights of this part are there in, by the names of the files."""
+    found = {_variant_in(name, part, suffix) for name in _file_names(folder) for suffix in WEIGHT_STEMS}
+    return sorted(name for name in found if name)
+
+
+def _file_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
 def _variant_in(name: str, part: str, suffix: str) -> str | None:
@@ -121,6 +149,15 @@ def _variant_in(name: str, part: str, suffix: str) -> str | None:
     shard = r"-\d{5}-of-\d{5}"
     match = re.fullmatch(rf"{stem}(?:{shard})?\.([\w-]+?)(?:{shard})?\{suffix}", name)
     return match[1] if match else None
+
+
+def sha256_of(files: Sequence[Path]) -> str:
+    """SHA-256, in hex, of files one after the other, read in pieces."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            hashlib.file_digest(stream, lambda: digest)
+    return digest.hexdigest()
 
 
 def listed(names: list[str], limit: int = 10) -> str:

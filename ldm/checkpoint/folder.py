@@ -10,18 +10,19 @@ import torch
 from configs import interchange
 from configs.architecture import TextEncoderConfig, TinyConfig, UNetConfig
 from configs.interchange_extras import tiny_from_json
+from ldm.checkpoint.compose import composed
 from ldm.checkpoint.family import context_width, described, family_of
-from ldm.checkpoint.files import find_weights, has_variant, read_json
+from ldm.checkpoint.files import find_weights, has_weights, read_config, read_json
 from ldm.checkpoint.hash import remember_files
 from ldm.checkpoint.hub import NETWORKS, require_folder
 from ldm.checkpoint.mend import mended_scheduler, mended_unet
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.overrides import checked
-from ldm.checkpoint.source import Entry
-from ldm.checkpoint.weights import load_weights, main_dtype, read_headers
+from ldm.checkpoint.source import Entry, read_headers
+from ldm.checkpoint.weights import load_weights, main_dtype
 from ldm.model import LatentDiffusion
 from ldm.vocabulary import read_vocabulary
-from text_encoder import LAST, PENULTIMATE, CLIPTextEncoder, CLIPTextModel, PairedTextEncoder, Tokenizer
+from text_encoder import CLIPTextEncoder, CLIPTextModel, PairedTextEncoder, Tokenizer
 from text_encoder.clip import canonical_keys as canonical_text_keys
 from unet import UNet
 from vae import Autoencoder, AutoencoderKL, AutoencoderTiny
@@ -53,6 +54,7 @@ def load_folder(
     variant: str | None = None,
     components: Mapping[str, Any] | None = None,
     subfolder: str | None = None,
+    as_stored: bool = False,
 ) -> LatentDiffusion:
     """Loads a Stable Diffusion 1, 2 or XL model from a folder in diffusers format, on the CPU.
 
@@ -60,6 +62,7 @@ def load_folder(
     variant: weights such as `model.fp16.safetensors`, where a part has them; an error if none has.
     components: parts to use instead of reading them (`unet`, `vae`, `text_encoder`, `text_encoder_2`, `tokenizer`,
         `tokenizer_2`, `scheduler`); None for `safety_checker`, `feature_extractor` and `image_encoder` is accepted.
+    as_stored: leaves every tensor in the dtype it has in the files, to be written elsewhere rather than run.
 
     Weights that have the dtype already stay mapped to their files: memory holds them once, and only what is used. Such
     files may be replaced or deleted meanwhile, but not shortened in place: that ends the process (SIGBUS).
@@ -69,7 +72,7 @@ def load_folder(
     root = require_folder(path, subfolder)
     folder = Folder(root, _model_index(root), variant, checked(components or {}))
     entries = folder.entries()
-    if dtype is None:
+    if dtype is None and not as_stored:
         dtype = next(folder.given["unet"].parameters()).dtype if "unet" in folder.given else main_dtype(entries["unet"])
     _require_one_family(folder)
     encoder = _text_encoder(folder, entries, dtype)
@@ -120,12 +123,12 @@ class Folder:
     def entries(self) -> dict[str, dict[str, Entry]]:
         """What the weight files of each network to read hold. ValueError when the variant is nowhere."""
         parts, variant = self.reads(), self.variant
-        if variant and parts and not any(has_variant(self.path / part, part, variant) for part in NETWORKS):
+        if variant and parts and not any(has_weights(self.path / part, part, variant) for part in NETWORKS):
             raise ValueError(f"no part of {self.path} has weights of variant {variant!r}; leave variant out")
         return {part: read_headers(find_weights(self.path / part, part, variant)) for part in parts}
 
     def config(self, part: str) -> dict[str, Any]:
-        return read_json(self.path / part / "config.json")
+        return read_config(self.path / part / "config.json")
 
     def unet_config(self) -> UNetConfig:
         if "unet" in self.given:
@@ -186,17 +189,19 @@ def _require_one_family(folder: Folder) -> None:
 
 
 def _text_encoder(
-    folder: Folder, entries: Mapping[str, dict[str, Entry]], dtype: torch.dtype
+    folder: Folder, entries: Mapping[str, dict[str, Entry]], dtype: torch.dtype | None
 ) -> CLIPTextEncoder | PairedTextEncoder:
     if isinstance(whole := folder.given.get("text_encoder"), (CLIPTextEncoder, PairedTextEncoder)):
         return whole
-    policy = PENULTIMATE if folder.unet_config().vector == "text_time" else LAST
-    encoders = []
-    for part, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
-        if folder.has(part):
-            model = _text_model(folder, part, entries, dtype)
-            encoders.append(CLIPTextEncoder(_tokenizer(folder, tokenizer), model, policy))
-    return PairedTextEncoder(*encoders) if len(encoders) == 2 else encoders[0]
+    parts = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")]
+    return composed(
+        folder.unet_config(),
+        [
+            (_tokenizer(folder, own), _text_model(folder, part, entries, dtype))
+            for part, own in parts
+            if folder.has(part)
+        ],
+    )
 
 
 def _tokenizer(folder: Folder, part: str) -> Tokenizer:
@@ -205,7 +210,7 @@ def _tokenizer(folder: Folder, part: str) -> Tokenizer:
 
 
 def _text_model(
-    folder: Folder, part: str, entries: Mapping[str, dict[str, Entry]], dtype: torch.dtype
+    folder: Folder, part: str, entries: Mapping[str, dict[str, Entry]], dtype: torch.dtype | None
 ) -> CLIPTextModel:
     if part in folder.given:
         given: CLIPTextModel = folder.given[part]
@@ -215,7 +220,7 @@ def _text_model(
     return model
 
 
-def _autoencoder(folder: Folder, entries: Mapping[str, dict[str, Entry]], dtype: torch.dtype) -> Autoencoder:
+def _autoencoder(folder: Folder, entries: Mapping[str, dict[str, Entry]], dtype: torch.dtype | None) -> Autoencoder:
     if "vae" in folder.given:
         given: Autoencoder = folder.given["vae"]
         return given
@@ -225,11 +230,11 @@ def _autoencoder(folder: Folder, entries: Mapping[str, dict[str, Entry]], dtype:
         return tiny
     config = _read(folder.path / "vae", interchange.autoencoder_from_json, folder.config("vae"))
     autoencoder = on_meta(folder.path / "vae" / "config.json", AutoencoderKL, config)
-    load_weights(autoencoder, entries["vae"], autoencoder.compute_dtype(dtype), canonical_vae_keys)
+    load_weights(autoencoder, entries["vae"], dtype and autoencoder.compute_dtype(dtype), canonical_vae_keys)
     return autoencoder
 
 
-def _unet(folder: Folder, entries: Mapping[str, dict[str, Entry]], dtype: torch.dtype) -> UNet:
+def _unet(folder: Folder, entries: Mapping[str, dict[str, Entry]], dtype: torch.dtype | None) -> UNet:
     if "unet" in folder.given:
         given: UNet = folder.given["unet"]
         return given

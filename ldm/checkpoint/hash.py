@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from ldm.checkpoint.files import find_weights
+from ldm.checkpoint.files import find_weights, sha256_of
 from ldm.checkpoint.hub import require_folder
 from ldm.model import LatentDiffusion
 
@@ -41,15 +41,15 @@ def weights_hash(model_or_folder: LatentDiffusion | str | Path, variant: str | N
     """
     if not isinstance(model_or_folder, LatentDiffusion):
         if Path(model_or_folder).is_file():
-            return _hash_files([Path(model_or_folder)])
-        return _hash_files(find_weights(require_folder(model_or_folder) / "unet", "unet", variant))
+            return sha256_of([Path(model_or_folder)])
+        return sha256_of(find_weights(require_folder(model_or_folder) / "unet", "unet", variant))
     unet: nn.Module = getattr(model_or_folder.unet, "_orig_mod", model_or_folder.unet)  # inside torch.compile
     known = _known.get(unet)
     if known is None or known.state != _state(unet):
         known = _known[unet] = _Known(_state(unet))
     if not known.digest:
         same = known.files and _stamps(known.files) == known.stamps
-        known.digest = _hash_files(known.files) if same else _hash_state(unet)
+        known.digest = sha256_of(known.files) if same else _hash_state(unet)
     return known.digest
 
 
@@ -80,14 +80,6 @@ def _stamps(files: Sequence[Path]) -> tuple[tuple[int, int], ...]:
         return tuple((stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for file in files))
     except OSError:
         return ()
-
-
-def _hash_files(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            hashlib.file_digest(stream, lambda: digest)
-    return digest.hexdigest()
 
 
 @torch.no_grad()

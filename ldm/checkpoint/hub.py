@@ -3,15 +3,17 @@
 import difflib
 import json
 import re
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoint.files import has_variant, weight_stem
+from ldm.checkpoint.files import has_weights, weight_stem
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 OTHERS = ("tokenizer", "tokenizer_2", "scheduler")
+REPOSITORY = r"[\w][\w.-]*/[\w][\w.-]*"
 
 
 def embedded() -> Path:
@@ -47,7 +49,8 @@ def resolve(
     """The local folder of a model, `subfolder` included, or the single file that it is.
 
     What exists here is taken as it is; only a name such as `org/name` that does not is downloaded, and of that only the
-    configurations, the tokenizers and the safetensors files of the variant (the plain ones of parts without it).
+    configurations, the tokenizers and the safetensors files of the variant (the plain ones of parts without it, and
+    pickles of parts that have nothing else).
 
     Raises FileNotFoundError, naming what is nearby, for a path that does not exist, and ValueError when the hub does
     not answer or does not have it.
@@ -59,11 +62,40 @@ def resolve(
         return local
     if local.exists():
         return require_folder(local, subfolder)
-    if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", str(path_or_id)):
+    if not re.fullmatch(REPOSITORY, str(path_or_id)):
         return require_folder(local, subfolder)
     options = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
     root = _download(str(path_or_id), variant, f"{subfolder}/" if subfolder else "", options)
     return require_folder(root, subfolder)
+
+
+def resolve_part(
+    path_or_id: str | Path,
+    names: Sequence[str],
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The local file or folder of what is used beside a model: a LoRA, an embedding, a VAE.
+
+    What exists here is taken as it is. `org/name/file.safetensors` is a file of a repository on the hub; `org/name`
+    is a repository of which the files with these names are fetched. What looks like neither is a path, there or not.
+
+    Raises ValueError when the hub does not answer or does not have it.
+    """
+    local = Path(path_or_id).expanduser()
+    match = re.fullmatch(f"({REPOSITORY})(/.+)?", str(path_or_id))
+    named_file = match is not None and match[2] is None and local.suffix in FILES
+    if match is None or named_file or Path(local.parts[0]).exists():
+        return local
+    file = (match[2] or "").removeprefix("/")
+    options = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+    folder = _snapshot(match[1], [file] if file else list(names), options, here=str(path_or_id))
+    if not (folder / file).exists() or not any(folder.iterdir()):
+        raise ValueError(f"{match[1]} on the hub has no {file or ' nor '.join(names)}; name one of its files behind it")
+    return folder / file
 
 
 def require_folder(path: str | Path, subfolder: str | None = None) -> Path:
@@ -105,30 +137,34 @@ def _contents(folder: Path) -> str:
 
 
 def _download(repo: str, variant: str | None, prefix: str, options: dict[str, Any]) -> Path:
-    """Two steps: what has the variant, then the plain files of the parts that turn out to lack it."""
+    """Weights of the variant first, then plain ones of the parts that lack it; pickles only where there is no other."""
     configs = [
         f"{prefix}model_index.json",
         f"{prefix}vocabulary.json",
         *(f"{prefix}{part}/*.json" for part in NETWORKS + OTHERS),
     ]
     texts = [f"{prefix}{part}/*.txt" for part in OTHERS]
-    weights = [name for part in NETWORKS for name in _patterns(prefix, part, variant)]
+    weights = [name for part in NETWORKS for name in _patterns(prefix, part, variant, ".safetensors")]
     root = _snapshot(repo, [*configs, *texts, *weights], options)
-    if not variant:
-        return root
-    lacking = [part for part in _listed_networks(root / prefix) if not has_variant(root / prefix / part, part, variant)]
-    if lacking and len(lacking) < len(_listed_networks(root / prefix)):
-        _snapshot(repo, [name for part in lacking for name in _patterns(prefix, part, None)], options)
+    listed, folder = _listed_networks(root / prefix), root / prefix
+
+    def fetch_lacking(wanted: str | None, suffix: str) -> None:
+        lacking = [p for p in listed if not any(has_weights(folder / p, p, each) for each in {variant, wanted})]
+        if lacking:
+            _snapshot(repo, [name for part in lacking for name in _patterns(prefix, part, wanted, suffix)], options)
+
+    fetch_lacking(variant, ".bin")
+    if variant and any(has_weights(folder / part, part, variant) for part in listed):
+        fetch_lacking(None, ".safetensors")
+        fetch_lacking(None, ".bin")
     return root
 
 
-def _patterns(prefix: str, part: str, variant: str | None) -> list[str]:
-    stem, shard = f"{prefix}{part}/{weight_stem(part)}", "-?????-of-?????"
+def _patterns(prefix: str, part: str, variant: str | None, suffix: str) -> list[str]:
+    stem, shard = f"{prefix}{part}/{weight_stem(part, suffix)}", "-?????-of-?????"
     if variant is None:
-        return [f"{stem}.safetensors", f"{stem}{shard}.safetensors"]
-    return [f"{stem}.{variant}{end}" for end in (".safetensors", f"{shard}.safetensors")] + [
-        f"{stem}{shard}.{variant}.safetensors"
-    ]
+        return [f"{stem}{suffix}", f"{stem}{shard}{suffix}"]
+    return [f"{stem}.{variant}{end}" for end in (suffix, f"{shard}{suffix}")] + [f"{stem}{shard}.{variant}{suffix}"]
 
 
 def _listed_networks(folder: Path) -> list[str]:
@@ -139,7 +175,8 @@ def _listed_networks(folder: Path) -> list[str]:
     return [part for part in NETWORKS if isinstance(index, dict) and any(index.get(part) or ())]
 
 
-def _snapshot(repo: str, patterns: list[str], options: dict[str, Any]) -> Path:
+def _snapshot(repo: str, patterns: list[str], options: dict[str, Any], here: str = "") -> Path:
+    """The repository's folder in the cache, with the files of these patterns that it has."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -157,4 +194,5 @@ def _snapshot(repo: str, patterns: list[str], options: dict[str, Any]) -> Path:
         problem += "local_files_only and HF_HUB_OFFLINE, or pass the path of a folder"
     except Exception as error:  # whatever the HTTP library of the day raises
         problem = f"could not be fetched ({type(error).__name__}: {error})"
-    raise ValueError(f"there is no folder {repo} here, and {repo}{revision} {problem}")
+    what = f"there is no {here} here" if here else f"there is no folder {repo} here"
+    raise ValueError(f"{what}, and {repo}{revision} {problem}")

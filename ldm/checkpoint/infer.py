@@ -45,12 +45,12 @@ def unet_config(shapes: Shapes) -> UNetConfig:
     `sample_size` and, for SDXL's size ids, `size_dim` are not in the shapes and keep their defaults. Raises
     CheckpointError naming the first tensor without which nothing can be said.
     """
-    down, up = _levels(shapes, "input_blocks"), _levels(shapes, "output_blocks")
-    channels = tuple(_width(level[0], "input_blocks") for level in down)
-    down_depths = tuple(tuple(map(_depth, level)) for level in down)
-    vector, vector_dim = _vector(shapes, any(down_depths[0]))
+    down, up = levels_of(shapes, "input_blocks"), levels_of(shapes, "output_blocks")
+    channels = tuple(width_of(level[0], "input_blocks") for level in down)
+    down_depths = tuple(tuple(map(depth_of, level)) for level in down)
+    vector, vector_dim = vector_of(shapes, any(down_depths[0]))
     linear = any(len(shape) == 2 for name, shape in shapes.items() if name.endswith(".1.proj_in.weight"))
-    middle = _blocks(shapes, "middle_block")
+    middle = blocks_of(shapes, "middle_block")
     by_eight = not linear or vector == "class_table"
     first = shape_of(shapes, "input_blocks.0.0.weight", 4)
     return UNetConfig(
@@ -58,9 +58,9 @@ def unet_config(shapes: Shapes) -> UNetConfig:
         down_depths=down_depths,
         up_depths=_up_depths(up),
         mid="transformer" if len(middle) > 1 else "resnet" if middle else "none",
-        mid_depth=_depth({f"1.{name}": shape for name, shape in middle.get(1, {}).items()}),
+        mid_depth=depth_of({f"1.{name}": shape for name, shape in middle.get(1, {}).items()}),
         heads=tuple(divisor(c, HEADS if by_eight else c // HEAD_WIDTH) for c in channels),
-        context_dim=_context(shapes),
+        context_dim=context_of(shapes),
         in_channels=first[1],
         out_channels=shape_of(shapes, "out.2.weight", 4)[0],
         linear_projection=linear,
@@ -73,7 +73,7 @@ def unet_config(shapes: Shapes) -> UNetConfig:
     )
 
 
-def _blocks(shapes: Shapes, side: str) -> dict[int, Block]:
+def blocks_of(shapes: Shapes, side: str) -> dict[int, Block]:
     """The tensors of each numbered block, by what follows the number."""
     blocks: dict[int, Block] = {}
     for name, shape in shapes.items():
@@ -82,10 +82,10 @@ def _blocks(shapes: Shapes, side: str) -> dict[int, Block]:
     return dict(sorted(blocks.items()))
 
 
-def _levels(shapes: Shapes, side: str) -> list[list[Block]]:
+def levels_of(shapes: Shapes, side: str) -> list[list[Block]]:
     """The blocks with ResNets, by level; a level ends with a step to the next resolution."""
     levels: list[list[Block]] = [[]]
-    for i, block in _blocks(shapes, side).items():
+    for i, block in blocks_of(shapes, side).items():
         if side == "input_blocks" and i == 0:  # the convolution before the first level
             continue
         if not any(name.startswith("0.op.") for name in block):
@@ -97,22 +97,22 @@ def _levels(shapes: Shapes, side: str) -> list[list[Block]]:
     return levels
 
 
-def _width(block: Block, side: str) -> int:
+def width_of(block: Block, side: str) -> int:
     for name in ("0.in_layers.2.weight", "0.out_layers.3.weight", "0.emb_layers.1.weight"):
         if shape := block.get(name):
             return shape[0]
     raise CheckpointError(f"its U-Net has a block in {side} without convolutions")
 
 
-def _depth(block: Block) -> int:
+def depth_of(block: Block) -> int:
     return len({match[1] for name in block if (match := re.match(r"1\.transformer_blocks\.(\d+)\.", name))})
 
 
 def _up_depths(levels: list[list[Block]]) -> Depths:
-    return tuple(tuple(map(_depth, level)) for level in levels)
+    return tuple(tuple(map(depth_of, level)) for level in levels)
 
 
-def _vector(shapes: Shapes, attentive_finest: bool) -> tuple[Vector, int]:
+def vector_of(shapes: Shapes, attentive_finest: bool) -> tuple[Vector, int]:
     """What the U-Net is told beside the text. Of those with a projection, SDXL has no attention on the finest level."""
     if "label_emb.weight" in shapes:
         return "class_table", shape_of(shapes, "label_emb.weight", 2)[0]
@@ -121,7 +121,7 @@ def _vector(shapes: Shapes, attentive_finest: bool) -> tuple[Vector, int]:
     return "class_projection" if attentive_finest else "text_time", shape_of(shapes, "label_emb.0.0.weight", 2)[1]
 
 
-def _context(shapes: Shapes) -> int:
+def context_of(shapes: Shapes) -> int:
     for name, shape in shapes.items():
         if name.endswith("attn2.to_k.weight") and len(shape) == 2:
             return shape[1]

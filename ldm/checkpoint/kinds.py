@@ -3,6 +3,9 @@
 import re
 from collections.abc import Collection, Mapping
 
+SUPPORTED = "supported are Stable Diffusion 1, 2 and XL"
+TINY = "a tiny autoencoder (TAESD)"
+
 # Rows in the order they are tried: what it is called, a pattern of one of its names, and what to do with it.
 KINDS: tuple[tuple[str, str, str], ...] = (
     (
@@ -34,7 +37,7 @@ KINDS: tuple[tuple[str, str, str], ...] = (
     (
         "a model of another family (SD 3, Flux, or another transformer)",
         r"^(model\.diffusion_model\.)?(joint_blocks|double_blocks|single_blocks|layers|transformer_blocks|blocks)\.\d+\.",
-        "supported are Stable Diffusion 1, 2 and XL",
+        SUPPORTED,
     ),
     (
         "a model of another family (trained with EDM noise)",
@@ -52,16 +55,24 @@ KINDS: tuple[tuple[str, str, str], ...] = (
         "name the model, and pass this as vae=",
     ),
     (
+        TINY,
+        r"^((taesd_)?(en|de)coder\.(layers\.)?)?\d+\.(conv\.\d+\.)?weight$",
+        "name the model, and pass this as vae=",
+    ),
+    (
         "a text encoder alone",
         r"(^|\.)(text_model\.|transformer\.resblocks\.\d|encoder\.layers\.\d|encoder\.block\.\d)",
         "name the model, and pass this as text_encoder=",
     ),
-    (
-        "a tiny autoencoder (TAESD)",
-        r"^((taesd_)?(en|de)coder\.(layers\.)?)?\d+\.(conv\.\d+\.)?weight$",
-        "it is no model",
-    ),
 )
+# Files that look like a ControlNet and are none, by a name in them.
+NO_CONTROLNET = {
+    "a control-LoRA (only the difference from an SDXL model, in low rank)": r"lora_controlnet",
+    "a ControlNet stored as the difference from Stable Diffusion 1.5": r"difference",
+    "a ControlNet-Union": r"(control_model\.)?(task_embedding|control_type_proj\..*|control_add_embedding\..*)",
+    "a ControlNet-LLLite": r"lllite_.*",
+    "a ControlNet-XS": r".*(ctrl_to_base|base_to_ctrl).*",
+}
 NOISES = "a model of another family (trained with EDM noise)"
 
 
@@ -76,7 +87,7 @@ def kind_of(names: Collection[str], metadata: Mapping[str, str] | None = None) -
     for kind, pattern, remedy in KINDS:
         if any(re.search(pattern, name) for name in names):
             return kind, remedy
-    return "", "supported are Stable Diffusion 1, 2 and XL"
+    return "", SUPPORTED
 
 
 def foreign_noise(names: Collection[str]) -> bool:

@@ -16,14 +16,14 @@ C = TypeVar("C")
 def on_meta(where: str | Path, network: Callable[[C], T], config: C) -> T:
     """`network(config)` on `meta`. CheckpointError, naming `where` it is from, for one that is nonsense."""
     try:
-        with torch.device("meta"), _Uninitialised():
+        with torch.device("meta"), Uninitialised():
             return network(config)
     except Exception as error:
         detail = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{where} describes no network that can be built ({detail})") from None
 
 
-class _Uninitialised(TorchFunctionMode):
+class Uninitialised(TorchFunctionMode):
     """Leaves out the initial values of weights.
 
     On meta there is nothing to fill, yet random initial values make torch import its compiler there: a whole second.

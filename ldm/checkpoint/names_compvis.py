@@ -123,7 +123,7 @@ def _original_view(parts: list[Name], tensors: Mapping[str, "Tensor"]) -> "Tenso
             return tensor
 
 
-def _pairs(own: str, original: str, kind: Literal["same", "conv"] = "same") -> list[Name]:
+def pairs(own: str, original: str, kind: Literal["same", "conv"] = "same") -> list[Name]:
     weight = Name(f"{own}.weight", f"{original}.weight", kind)
     return [weight, Name(f"{own}.bias", f"{original}.bias")]
 
@@ -133,16 +133,16 @@ def _pairs(own: str, original: str, kind: Literal["same", "conv"] = "same") -> l
 
 def unet_names(config: UNetConfig) -> list[Name]:
     """Every tensor of a U-Net; the original's prefix is `model.diffusion_model.`."""
-    return _trunk(config) + _up(config) + _pairs("conv_norm_out", "out.0") + _pairs("conv_out", "out.2")
+    return trunk(config) + _up(config) + pairs("conv_norm_out", "out.0") + pairs("conv_out", "out.2")
 
 
-def _trunk(config: UNetConfig) -> list[Name]:
+def trunk(config: UNetConfig) -> list[Name]:
     """What a U-Net and its ControlNet have in common: all up to and with the middle."""
-    return [*_time(config), *_pairs("conv_in", "input_blocks.0.0"), *_down(config), *_middle(config)]
+    return [*_time(config), *pairs("conv_in", "input_blocks.0.0"), *_down(config), *_middle(config)]
 
 
 def _time(config: UNetConfig) -> list[Name]:
-    names = _pairs("time_embedding.linear_1", "time_embed.0") + _pairs("time_embedding.linear_2", "time_embed.2")
+    names = pairs("time_embedding.linear_1", "time_embed.0") + pairs("time_embedding.linear_2", "time_embed.2")
     if config.guidance_dim:  # of distilled models, which nobody publishes as single files: the name is ours
         names.append(Name("time_embedding.cond_proj.weight", "time_embed.cond_proj.weight"))
     if config.vector == "class_table":
@@ -150,7 +150,7 @@ def _time(config: UNetConfig) -> list[Name]:
     if config.vector == "none":
         return names
     own = "add_embedding" if config.vector == "text_time" else "class_embedding"
-    return names + _pairs(f"{own}.linear_1", "label_emb.0.0") + _pairs(f"{own}.linear_2", "label_emb.0.2")
+    return names + pairs(f"{own}.linear_1", "label_emb.0.0") + pairs(f"{own}.linear_2", "label_emb.0.2")
 
 
 def _down(config: UNetConfig) -> list[Name]:
@@ -162,10 +162,10 @@ def _down(config: UNetConfig) -> list[Name]:
             widens = j == 0 and widths[level] != widths[level + 1]
             names += _resnet(f"down_blocks.{level}.resnets.{j}", f"input_blocks.{i}.0", widens)
             if any(depths):
-                names += _transformer(f"down_blocks.{level}.attentions.{j}", f"input_blocks.{i}.1", depth)
+                names += transformer(f"down_blocks.{level}.attentions.{j}", f"input_blocks.{i}.1", depth)
         if level + 1 < len(config.channels):
             i += 1
-            names += _pairs(f"down_blocks.{level}.downsamplers.0.conv", f"input_blocks.{i}.0.op")
+            names += pairs(f"down_blocks.{level}.downsamplers.0.conv", f"input_blocks.{i}.0.op")
     return names
 
 
@@ -175,7 +175,7 @@ def _middle(config: UNetConfig) -> list[Name]:
     names = _resnet("mid_block.resnets.0", "middle_block.0", False)
     if config.mid == "resnet":
         return names
-    names += _transformer("mid_block.attentions.0", "middle_block.1", config.mid_depth)
+    names += transformer("mid_block.attentions.0", "middle_block.1", config.mid_depth)
     return names + _resnet("mid_block.resnets.1", "middle_block.2", False)
 
 
@@ -188,19 +188,19 @@ def _up(config: UNetConfig) -> list[Name]:
             i += 1
             names += _resnet(f"up_blocks.{b}.resnets.{j}", f"output_blocks.{i}.0", True)
             if any(depths):
-                names += _transformer(f"up_blocks.{b}.attentions.{j}", f"output_blocks.{i}.1", depth)
+                names += transformer(f"up_blocks.{b}.attentions.{j}", f"output_blocks.{i}.1", depth)
         if b + 1 < len(config.channels):
             place = 2 if any(depths) else 1
-            names += _pairs(f"up_blocks.{b}.upsamplers.0.conv", f"output_blocks.{i}.{place}.conv")
+            names += pairs(f"up_blocks.{b}.upsamplers.0.conv", f"output_blocks.{i}.{place}.conv")
     return names
 
 
 def _resnet(own: str, original: str, shortcut: bool) -> list[Name]:
     parts = {**RESNET, "conv_shortcut": "skip_connection"} if shortcut else RESNET
-    return [name for ours, theirs in parts.items() for name in _pairs(f"{own}.{ours}", f"{original}.{theirs}")]
+    return [name for ours, theirs in parts.items() for name in pairs(f"{own}.{ours}", f"{original}.{theirs}")]
 
 
-def _transformer(own: str, original: str, depth: int) -> list[Name]:
+def transformer(own: str, original: str, depth: int) -> list[Name]:
     """Inside, both sides use the same names."""
     blocks = [f"transformer_blocks.{k}.{inner}" for k in range(depth) for inner in _block()]
     outer = [f"{part}.{leaf}" for part in ("norm", "proj_in", "proj_out") for leaf in BOTH]
@@ -224,27 +224,27 @@ def vae_names(config: AutoencoderConfig) -> list[Name]:
     for i, (c, d) in enumerate(pairwise(widths)):
         names += _vae_level(f"encoder.down_blocks.{i}", f"encoder.down.{i}", config.layers, c != d)
         if i < last:
-            names += _pairs(f"encoder.down_blocks.{i}.downsamplers.0.conv", f"encoder.down.{i}.downsample.conv")
+            names += pairs(f"encoder.down_blocks.{i}.downsamplers.0.conv", f"encoder.down.{i}.downsample.conv")
     widths = (config.channels[-1], *reversed(config.channels))
     for i, (c, d) in enumerate(pairwise(widths)):  # the original counts levels from the finest
         names += _vae_level(f"decoder.up_blocks.{i}", f"decoder.up.{last - i}", config.layers + 1, c != d)
         if i < last:
-            names += _pairs(f"decoder.up_blocks.{i}.upsamplers.0.conv", f"decoder.up.{last - i}.upsample.conv")
-    names += _pairs("quant_conv", "quant_conv") if config.quant_conv else []
-    return names + (_pairs("post_quant_conv", "post_quant_conv") if config.post_quant_conv else [])
+            names += pairs(f"decoder.up_blocks.{i}.upsamplers.0.conv", f"decoder.up.{last - i}.upsample.conv")
+    names += pairs("quant_conv", "quant_conv") if config.quant_conv else []
+    return names + (pairs("post_quant_conv", "post_quant_conv") if config.post_quant_conv else [])
 
 
 def _vae_ends(side: str, config: AutoencoderConfig) -> list[Name]:
-    names = _pairs(f"{side}.conv_in", f"{side}.conv_in") + _pairs(f"{side}.conv_norm_out", f"{side}.norm_out")
-    names += _pairs(f"{side}.conv_out", f"{side}.conv_out")
+    names = pairs(f"{side}.conv_in", f"{side}.conv_in") + pairs(f"{side}.conv_norm_out", f"{side}.norm_out")
+    names += pairs(f"{side}.conv_out", f"{side}.conv_out")
     for i in range(2):
         names += _vae_resnet(f"{side}.mid_block.resnets.{i}", f"{side}.mid.block_{i + 1}", False)
     if not config.mid_attention:
         return names
     own, original = f"{side}.mid_block.attentions.0", f"{side}.mid.attn_1"
-    names += _pairs(f"{own}.group_norm", f"{original}.norm")
+    names += pairs(f"{own}.group_norm", f"{original}.norm")
     for ours, theirs in {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}.items():
-        names += _pairs(f"{own}.{ours}", f"{original}.{theirs}", "conv")
+        names += pairs(f"{own}.{ours}", f"{original}.{theirs}", "conv")
     return names
 
 
@@ -256,7 +256,7 @@ def _vae_level(own: str, original: str, layers: int, widens: bool) -> list[Name]
 def _vae_resnet(own: str, original: str, shortcut: bool) -> list[Name]:
     parts = {part: part for part in ("norm1", "conv1", "norm2", "conv2")}
     parts |= {"conv_shortcut": "nin_shortcut"} if shortcut else {}
-    return [name for ours, theirs in parts.items() for name in _pairs(f"{own}.{ours}", f"{original}.{theirs}")]
+    return [name for ours, theirs in parts.items() for name in pairs(f"{own}.{ours}", f"{original}.{theirs}")]
 
 
 # text encoders
@@ -280,8 +280,8 @@ def openclip_names(config: TextEncoderConfig) -> list[Name]:
                 rows = f"{original}.attn.in_proj_{leaf}"
                 names.append(Name(f"{own}.self_attn.{projection}.{leaf}", rows, "third", part))
         for ours, theirs in CLIP_LAYER.items():
-            names += _pairs(f"{own}.{ours}", f"{original}.{theirs}")
-    names += _pairs("text_model.final_layer_norm", "ln_final")
+            names += pairs(f"{own}.{ours}", f"{original}.{theirs}")
+    names += pairs("text_model.final_layer_norm", "ln_final")
     if config.projection_dim is not None:
         names.append(Name("text_projection.weight", "text_projection", "transposed"))
     return names

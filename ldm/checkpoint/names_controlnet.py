@@ -10,7 +10,7 @@ from math import gcd
 from configs.architecture import ControlNetConfig, UNetConfig
 from ldm.checkpoint import infer
 from ldm.checkpoint.infer import Shapes, shape_of
-from ldm.checkpoint.names_compvis import BOTH, RESNET, Name, _pairs, _transformer, _trunk
+from ldm.checkpoint.names_compvis import BOTH, RESNET, Name, pairs, transformer, trunk
 
 XL_CONTEXT = 2048  # of small SDXL ControlNets, which look at no text but are given it
 OUTER = {
@@ -30,20 +30,20 @@ MIDDLE = {"resnets.0": "0", "attentions.0": "1", "resnets.1": "2"}
 def controlnet_names(config: ControlNetConfig) -> list[Name]:
     """Every tensor of a ControlNet; the original's prefix is `control_model.`."""
     unet = config.unet
-    names, i = _trunk(unet), 0
+    names, i = trunk(unet), 0
     for level, depths in enumerate(unet.down_depths):
         hollow = bool(config.hollow) and config.hollow[level]
         for j in range(len(depths) if hollow else 0):
-            names += _transformer(f"down_blocks.{level}.attentions.{j}", f"input_blocks.{i + j + 1}.1", 0)
+            names += transformer(f"down_blocks.{level}.attentions.{j}", f"input_blocks.{i + j + 1}.1", 0)
         i += len(depths) + (level + 1 < len(unet.channels))
     for zero in range(i + 1):
-        names += _pairs(f"controlnet_down_blocks.{zero}", f"zero_convs.{zero}.0")
+        names += pairs(f"controlnet_down_blocks.{zero}", f"zero_convs.{zero}.0")
     hint, blocks = "controlnet_cond_embedding", 2 * (len(config.hint_channels) - 1)
-    names += _pairs(f"{hint}.conv_in", "input_hint_block.0")
+    names += pairs(f"{hint}.conv_in", "input_hint_block.0")
     for k in range(blocks):
-        names += _pairs(f"{hint}.blocks.{k}", f"input_hint_block.{2 * k + 2}")
-    names += _pairs(f"{hint}.conv_out", f"input_hint_block.{2 * blocks + 2}")
-    return names + _pairs("controlnet_mid_block", "middle_block_out.0")
+        names += pairs(f"{hint}.blocks.{k}", f"input_hint_block.{2 * k + 2}")
+    names += pairs(f"{hint}.conv_out", f"input_hint_block.{2 * blocks + 2}")
+    return names + pairs("controlnet_mid_block", "middle_block_out.0")
 
 
 def controlnet_config(shapes: Shapes) -> ControlNetConfig:
@@ -51,21 +51,21 @@ def controlnet_config(shapes: Shapes) -> ControlNetConfig:
 
     Raises CheckpointError naming the first tensor without which nothing can be said.
     """
-    levels = infer._levels(shapes, "input_blocks")
-    channels = tuple(infer._width(level[0], "input_blocks") for level in levels)
-    depths = tuple(tuple(map(infer._depth, level)) for level in levels)
-    vector, vector_dim = infer._vector(shapes, any(depths[0]))
+    levels = infer.levels_of(shapes, "input_blocks")
+    channels = tuple(infer.width_of(level[0], "input_blocks") for level in levels)
+    depths = tuple(tuple(map(infer.depth_of, level)) for level in levels)
+    vector, vector_dim = infer.vector_of(shapes, any(depths[0]))
     linear = any(len(shape) == 2 for name, shape in shapes.items() if name.endswith(".1.proj_in.weight"))
-    middle = infer._blocks(shapes, "middle_block")
+    middle = infer.blocks_of(shapes, "middle_block")
     sees_text = any(name.endswith("attn2.to_k.weight") for name in shapes)
     unet = UNetConfig(
         channels=channels,
         down_depths=depths,
         up_depths=tuple((*row, row[-1]) for row in reversed(depths)),
         mid="transformer" if len(middle) > 1 else "resnet",
-        mid_depth=infer._depth({f"1.{name}": shape for name, shape in middle.get(1, {}).items()}),
+        mid_depth=infer.depth_of({f"1.{name}": shape for name, shape in middle.get(1, {}).items()}),
         heads=tuple(infer.divisor(c, c // infer.HEAD_WIDTH if linear else infer.HEADS) for c in channels),
-        context_dim=infer._context(shapes) if sees_text else XL_CONTEXT,
+        context_dim=infer.context_of(shapes) if sees_text else XL_CONTEXT,
         in_channels=shape_of(shapes, "input_blocks.0.0.weight", 4)[1],
         linear_projection=linear,
         only_cross_attention=(False,) * len(channels),

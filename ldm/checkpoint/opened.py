@@ -1,20 +1,18 @@
 """One network in a folder of diffusers or in a single file: its tensors, its configuration, and how it is filled."""
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ldm.checkpoint.errors import CheckpointError
-from ldm.checkpoint.files import STEM, find_weights, read_json
+from ldm.checkpoint.files import STEM, find_weights, read_config
 from ldm.checkpoint.meta import on_meta
-from ldm.checkpoint.names_compvis import Name, own_view
-from ldm.checkpoint.source import Entry, open_source
-from ldm.checkpoint.weights import Canonical, load_weights, main_dtype, read_headers
+from ldm.checkpoint.source import Entry, open_source, read_headers
+from ldm.checkpoint.weights import Canonical, load_weights, main_dtype
 
 C = TypeVar("C")
 N = TypeVar("N", bound=nn.Module)
@@ -41,16 +39,30 @@ class Opened:
             detail = error if isinstance(error, ValueError) else f"malformed ({type(error).__name__}: {error})"
             raise CheckpointError(f"{self.path}: {detail}") from None
 
-    def filled(self, network: Callable[[Any], N], config: Any, canonical: Canonical, dtype: torch.dtype | None) -> N:
-        """The network of this configuration with the weights from here."""
+    def filled(
+        self,
+        network: Callable[[Any], N],
+        config: Any,
+        canonical: Canonical,
+        dtype: torch.dtype | None,
+        *,
+        as_stored: bool = False,
+    ) -> N:
+        """The network of this configuration with the weights from here, see `fill`."""
         module = on_meta(self.path, network, config)
-        self.fill(module, canonical, dtype)
+        self.fill(module, canonical, dtype, as_stored=as_stored)
         return module
 
-    def fill(self, module: nn.Module, canonical: Canonical, dtype: torch.dtype | None) -> None:
-        """Puts the weights from here into a module on `meta`."""
+    def fill(
+        self, module: nn.Module, canonical: Canonical, dtype: torch.dtype | None, *, as_stored: bool = False
+    ) -> None:
+        """Puts the weights from here into a module on `meta`: in this dtype or, with None, that of most of them.
+
+        as_stored: every tensor keeps its own.
+        """
+        precision = None if as_stored else dtype or main_dtype(self.entries)
         try:
-            load_weights(module, self.entries, dtype or main_dtype(self.entries), canonical)
+            load_weights(module, self.entries, precision, canonical)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path} is damaged, or of a kind that is not known here: {error}") from None
 
@@ -61,29 +73,14 @@ def opened(path: str | Path, part: str, class_name: str) -> Opened:
     if path.is_dir() and (path / "model_index.json").exists():
         path = path / part
     if path.is_dir():
-        json = read_json(path / "config.json")
+        json = read_config(path / "config.json")
         if json.get("_class_name", class_name) != class_name:
             raise CheckpointError(f"{path} is a {json['_class_name']}, not a {class_name}")
         return Opened(path, read_headers(find_weights(path, part)), json, {})
     source, beside = open_source(path), path.parent / "config.json"
     own = path.stem.startswith(STEM) and beside.is_file()
-    json = read_json(beside) if own else {}
+    json = read_config(beside) if own else {}
     return Opened(path, source.entries, json if json.get("_class_name") == class_name else None, source.metadata)
-
-
-def renaming(names: list[Name], prefix: str = "") -> Canonical:
-    """Original names, with this prefix, to our own; others stay, to be complained of."""
-    table: dict[str, list[Name]] = defaultdict(list)
-    for name in names:
-        table[prefix + name.original].append(name)
-
-    def canonical(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        own: dict[str, Tensor] = {}
-        for key, tensor in tensors.items():
-            own |= {name.own: own_view(name, tensor) for name in table[key]} if key in table else {key: tensor}
-        return own
-
-    return canonical
 
 
 def without(prefix: str, canonical: Canonical) -> Canonical:

@@ -66,8 +66,9 @@ def read_pickled(path: Path, *, allow_unknown_globals: bool = False) -> Pickled:
         unknown = [repr(name) for name in names if not is_familiar(name)]
         if unknown and not allow_unknown_globals:
             raise CheckpointError(
-                f"{path} refers to code that weights do not need: {listed(unknown)}. None of it was run. If you know "
-                "where the file is from, pass allow_unknown_globals=True: its tensors load, the code still does not run"
+                f"{path} refers to code that weights do not need: {listed(unknown)}. None of it was run. If it is a "
+                "model and you know where it is from, from_pretrained(..., allow_unknown_globals=True) and "
+                "--allow-unknown-globals load its tensors; the code still does not run"
             )
         state, metadata = _unwrapped(value)
         views = _by_name(_flat(state))

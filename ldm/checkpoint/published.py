@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from configs.architecture import UNetConfig
+
 TITLES = {
     "sd1": "Stable Diffusion 1",
     "sd2": "Stable Diffusion 2",
@@ -52,11 +54,11 @@ def title(family: str, task: str) -> str:
     return f"{TITLES[family]} ({TASKS[task]})" if task else TITLES[family]
 
 
-def task_of(in_channels: int, vector: str) -> str:
-    """What a U-Net is for beside drawing from text, by its input channels and second condition."""
-    if vector in ("class_table", "class_projection"):
-        return "upscale" if vector == "class_table" else "unclip"
-    return {5: "depth", 8: "instruct", 9: "inpaint"}.get(in_channels, "")
+def task_of(config: UNetConfig) -> str:
+    """What a U-Net is for beside drawing from text, by the channels or the vector that it takes beside latents."""
+    if config.vector in ("class_table", "class_projection"):
+        return "upscale" if config.vector == "class_table" else "unclip"
+    return {1: "depth", 4: "instruct", 5: "inpaint"}.get(config.in_channels - config.out_channels, "")
 
 
 def scheduler_config(family: str, task: str, prediction: str, *, zero_snr: bool, distilled: str = "") -> dict[str, Any]:

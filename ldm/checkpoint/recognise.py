@@ -11,8 +11,9 @@ from typing import TypeVar
 
 from configs.architecture import AutoencoderConfig, TextEncoderConfig, UNetConfig
 from ldm.checkpoint import infer
-from ldm.checkpoint.errors import CheckpointError
+from ldm.checkpoint.errors import CheckpointError, NoModel
 from ldm.checkpoint.family import family_of
+from ldm.checkpoint.files import listed
 from ldm.checkpoint.infer import Shapes
 from ldm.checkpoint.kinds import foreign_noise, kind_of
 from ldm.checkpoint.names_compvis import Name, clip_names, openclip_names, unet_names, vae_names
@@ -105,15 +106,15 @@ def recognise(
     prediction_type: what the U-Net predicts, where the caller knows. ema: whether to take the averaged weights; None
     takes them only where there are no others.
 
-    Raises CheckpointError, saying what it looks like, for what is no whole model.
+    Raises CheckpointError, saying what it looks like, for what is no whole model: NoModel where that is by its kind.
     """
     where = _unet(shapes, metadata, ema)
     if foreign_noise(shapes):
-        raise CheckpointError("it was trained with EDM noise (Playground 2.5, CosXL), which is not supported")
+        raise NoModel("it was trained with EDM noise (Playground 2.5, CosXL), which is not supported")
     inner = {name: shapes[key] for name, key in where.keys.items()}
     unet = _inferred(f"U-Net ({where.prefix}*)", partial(infer.unet_config, inner))
     family = _family(unet, shapes)
-    task = task_of(unet.in_channels, unet.vector)
+    task = task_of(unet)
     prediction = prediction_of(shapes, metadata, family, task, prediction_type)
     parts = {
         part: found for part, slot in ENCODERS[family].items() if (found := _text_part(shapes, part, slot, family))
@@ -157,7 +158,7 @@ def _unet(shapes: Shapes, metadata: Mapping[str, str], ema: bool | None) -> _Whe
         raise CheckpointError("it holds no averaged (EMA) weights")
     if ema is False and flat:
         raise CheckpointError("it holds averaged (EMA) weights alone")
-    raise CheckpointError(_refusal(shapes, metadata))
+    raise NoModel(_refusal(shapes, metadata))
 
 
 def _below(shapes: Shapes, prefix: str, roots: tuple[str, ...]) -> dict[str, str]:
@@ -170,8 +171,8 @@ def _refusal(shapes: Shapes, metadata: Mapping[str, str]) -> str:
     if not shapes:
         return "it holds no tensors"
     kind, remedy = kind_of(shapes, metadata)
-    first = ", ".join(sorted(shapes)[:3])
-    return f"it is {kind or f'no model that is known here (its names begin {first[:200]})'}: {remedy}"
+    first = listed(sorted(shapes), 3)
+    return f"it is {kind or f'no model that is known here (its names begin {first})'}: {remedy}"
 
 
 def _inferred(what: str, infer_config: Callable[[], Config]) -> Config:

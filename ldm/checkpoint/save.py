@@ -1,22 +1,20 @@
 """LatentDiffusion -> a folder in diffusers format that diffusers, transformers 4 and 5, ComfyUI and A1111 read."""
 
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from configs import interchange
 from configs.interchange_extras import vae_to_json
 from ldm.checkpoint.files import weight_stem
+from ldm.checkpoint.published import task_of
+from ldm.checkpoint.writing import placed, write_tensors
 from ldm.model import LatentDiffusion
 from ldm.vocabulary import write_vocabulary
 from text_encoder import CLIPTextEncoder, PairedTextEncoder
@@ -58,27 +56,18 @@ def save_folder(
         raise ValueError(
             f"variant {variant!r} is no word; it becomes part of file names, such as model.fp16.safetensors"
         )
-    if target.exists() and not (target.is_dir() and (overwrite or not any(target.iterdir()))):
-        raise FileExistsError(f"{target} exists already; pass overwrite=True to replace it, or choose another name")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
-        new = Path(beside) / "new"
+    with placed(target, overwrite=overwrite, folder=True) as new:
         _write(model, new, _Writer(variant, limit, dtype))
-        _swap(new, target, Path(beside) / "old")
     return target
 
 
-def _swap(new: Path, target: Path, old: Path) -> None:
-    """Puts `new` in the place of `target`, or leaves everything as it was."""
-    if not target.exists():
-        os.replace(new, target)
-        return
-    os.replace(target, old)
-    try:
-        os.replace(new, target)
-    except BaseException:
-        os.replace(old, target)
-        raise
+def save_network(
+    network: nn.Module, config: Mapping[str, Any], target: Path, *, dtype: torch.dtype | None, overwrite: bool
+) -> Path:
+    """Writes one network as a folder in diffusers format, as `save_folder` does; config: its `config.json`."""
+    with placed(target, overwrite=overwrite, folder=True) as new:
+        _Writer(None, parse_size("10GB"), dtype).write(new, network, config)
+    return target
 
 
 def parse_size(size: int | str) -> int:
@@ -90,7 +79,7 @@ def parse_size(size: int | str) -> int:
 
 
 def _write(model: LatentDiffusion, folder: Path, writer: "_Writer") -> None:
-    encoders = _text_encoders(model)
+    encoders = text_encoders(model)
     writer.write(folder / "unet", model.unet, interchange.unet_to_json(model.unet.config))
     writer.write(folder / "vae", model.autoencoder, vae_to_json(model.autoencoder.config))
     for part, encoder in encoders.items():
@@ -98,19 +87,19 @@ def _write(model: LatentDiffusion, folder: Path, writer: "_Writer") -> None:
         encoder.tokenizer.save(folder / part.replace("text_encoder", "tokenizer"))
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", model.scheduler_config)
-    _write_json(folder / "model_index.json", _model_index(model, encoders))
+    _write_json(folder / "model_index.json", pipeline_index(model, encoders))
     if model.vocabulary is not None:
         write_vocabulary(model.vocabulary, folder)
 
 
-def _text_encoders(model: LatentDiffusion) -> dict[str, CLIPTextEncoder]:
+def text_encoders(model: LatentDiffusion) -> dict[str, CLIPTextEncoder]:
     """The text encoders by the folder they go to: that of the refiner is SDXL's second."""
     if isinstance(model.text_encoder, PairedTextEncoder):
         return {"text_encoder": model.text_encoder.first, "text_encoder_2": model.text_encoder.second}
     return {"text_encoder_2" if model.family == "sdxl_refiner" else "text_encoder": model.text_encoder}
 
 
-def _model_index(model: LatentDiffusion, encoders: Mapping[str, CLIPTextEncoder]) -> dict[str, Any]:
+def pipeline_index(model: LatentDiffusion, encoders: Mapping[str, CLIPTextEncoder]) -> dict[str, Any]:
     """Which class of which library reads each part; [null, null] for what this model does not have."""
     parts: dict[str, list[str | None]] = {
         "unet": ["diffusers", "UNet2DConditionModel"],
@@ -136,7 +125,7 @@ def _pipeline_class(model: LatentDiffusion) -> str:
         return str(name)
     if model.family == "sdxl_refiner":
         return "StableDiffusionXLImg2ImgPipeline"
-    task = {8: "InstructPix2Pix", 9: "Inpaint"}.get(model.unet.config.in_channels, "")
+    task = {"instruct": "InstructPix2Pix", "inpaint": "Inpaint"}.get(task_of(model.unet.config), "")
     return f"StableDiffusion{'XL' if model.family == 'sdxl' else ''}{task}Pipeline"
 
 
@@ -181,9 +170,7 @@ class _Writer:
         return tensor.numel() * (self.dtype or tensor.dtype).itemsize
 
     def _save(self, state: Mapping[str, Tensor], names: list[str], file: Path) -> None:
-        tensors = {name: state[name].detach().to("cpu", self.dtype).contiguous() for name in names}
-        save_file(tensors, file, metadata={"format": "pt"})
-        shutil.copymode(file.parent / "config.json", file)  # safetensors lets nobody but the owner read
+        write_tensors({name: state[name] for name in names}, file, self.dtype)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

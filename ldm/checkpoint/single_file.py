@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from configs.architecture import AutoencoderConfig, TextEncoderConfig
+from ldm.checkpoint.compose import composed
 from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.family import described, family_of
 from ldm.checkpoint.files import listed
@@ -23,7 +24,7 @@ from ldm.checkpoint.recognise import ENCODERS, Part, Recognised, completed, reco
 from ldm.checkpoint.source import Entry, Source, open_source
 from ldm.checkpoint.weights import DTYPES, load_weights, main_dtype
 from ldm.model import LatentDiffusion
-from text_encoder import LAST, PENULTIMATE, CLIPTextEncoder, CLIPTextModel, PairedTextEncoder, Tokenizer
+from text_encoder import CLIPTextEncoder, CLIPTextModel, PairedTextEncoder, Tokenizer
 from unet import UNet
 from vae import Autoencoder, AutoencoderKL
 
@@ -40,6 +41,8 @@ def load_single_file(
     components: Mapping[str, Any] | None = None,
     prediction_type: str | None = None,
     ema: bool | None = None,
+    as_stored: bool = False,
+    allow_unknown_globals: bool = False,
 ) -> LatentDiffusion:
     """Loads a Stable Diffusion 1, 2 or XL model from one file, on the CPU: what it is, its names and shapes tell.
 
@@ -48,15 +51,17 @@ def load_single_file(
         file decide, and for Stable Diffusion 2, where even these may be silent, the U-Net is asked; the model's `notes`
         say so.
     ema: whether to take the averaged weights; None takes them only where there are no others.
+    as_stored: leaves every tensor in the dtype it has in the file, to be written elsewhere rather than run.
+    allow_unknown_globals: as for `open_source`.
 
     Tensors that have the dtype already stay mapped to the file, as in `load_folder`. Raises FileNotFoundError, and
     CheckpointError for files of other kinds (a LoRA, an embedding, ...), with missing parts or missing tensors.
     """
     path, given = Path(path).expanduser(), checked(components or {})
-    source = open_source(path)
+    source = open_source(path, allow_unknown_globals=allow_unknown_globals)
     loader = _Loader(source, _recognised(source, prediction_type, ema), given)
     loader.check()
-    loader.dtype = dtype or loader.stored_dtype()
+    loader.dtype = None if as_stored else dtype or loader.stored_dtype()
     unet = loader.unet()
     kind, notes = loader.prediction(unet)
     found, encoder = loader.found, loader.text_encoder(unet)
@@ -108,7 +113,7 @@ class _Loader:
         self.unet_config = with_pooled(found.unet, found.family, pooled) if pooled else found.unet
         self.where = f"{source.path} ({found.title})"
         self.read = {name: part for name, part in found.parts.items() if name not in self.replaced}
-        self.dtype = torch.float32
+        self.dtype: torch.dtype | None = None  # of tensors as stored
 
     def check(self) -> None:
         """Raises CheckpointError naming the parts or tensors that are missing, before anything is read."""
@@ -167,10 +172,14 @@ class _Loader:
         if "unet" in self.given:
             given: UNet = self.given["unet"]
             return given
-        unet = on_meta(self.source.path, UNet, self.unet_config)
-        self._fill(unet, self.found.parts["unet"], self.dtype)
+        unet = self._unet(self.dtype)
         if not self.found.ema:  # the same file may hold others too
             remember_files(unet, [self.source.path])
+        return unet
+
+    def _unet(self, dtype: torch.dtype | None) -> UNet:
+        unet = on_meta(self.source.path, UNet, self.unet_config)
+        self._fill(unet, self.found.parts["unet"], dtype)
         return unet
 
     def prediction(self, unet: UNet) -> tuple[str, list[str]]:
@@ -178,7 +187,7 @@ class _Loader:
         prediction = self.found.prediction
         if prediction.kind is not None or "scheduler" in self.given:
             return prediction.kind or "epsilon", []
-        velocity, mean = predicts_velocity(unet)
+        velocity, mean = predicts_velocity(unet if self.dtype else self._unet(self.stored_dtype()))
         kind = "v_prediction" if velocity else "epsilon"
         told = replace(prediction, kind=kind)
         if "unet" not in self.given:
@@ -193,18 +202,14 @@ class _Loader:
         part = self.found.parts["vae"]
         assert isinstance(part.config, AutoencoderConfig)
         autoencoder = on_meta(self.source.path, AutoencoderKL, part.config)
-        self._fill(autoencoder, part, autoencoder.compute_dtype(self.dtype))
+        self._fill(autoencoder, part, self.dtype and autoencoder.compute_dtype(self.dtype))
         return autoencoder
 
     def text_encoder(self, unet: UNet) -> CLIPTextEncoder | PairedTextEncoder:
         if isinstance(whole := self.given.get("text_encoder"), Whole):
             return whole
-        policy = PENULTIMATE if unet.config.vector == "text_time" else LAST
-        encoders = []
-        for part in ENCODERS[self.found.family]:
-            model = self.given[part] if part in self.given else self._text_model(part)
-            encoders.append(CLIPTextEncoder(self._tokenizer(part), model, policy))
-        return PairedTextEncoder(*encoders) if len(encoders) == 2 else encoders[0]
+        parts = ENCODERS[self.found.family]
+        return composed(unet.config, [(self._tokenizer(part), self._text_model(part)) for part in parts])
 
     def _tokenizer(self, part: str) -> Tokenizer:
         """CLIP's own, which is in no file: OpenCLIP pads with "!", the first token."""
@@ -216,13 +221,16 @@ class _Loader:
         return Tokenizer.clip(pad="!") if openclip else Tokenizer.clip()
 
     def _text_model(self, name: str) -> CLIPTextModel:
+        if name in self.given:
+            given: CLIPTextModel = self.given[name]
+            return given
         part = self.found.parts[name]
         assert isinstance(part.config, TextEncoderConfig)
         model = on_meta(self.source.path, CLIPTextModel, part.config)
         self._fill(model, part, self.dtype)
         return model
 
-    def _fill(self, module: nn.Module, part: Part, dtype: torch.dtype) -> None:
+    def _fill(self, module: nn.Module, part: Part, dtype: torch.dtype | None) -> None:
         entries = self._entries(part)
         shapes = {own: tuple(tensor.shape) for own, tensor in module.state_dict().items()}
         wrong = [

@@ -1,31 +1,33 @@
 """One file of weights, whatever its format: what is in it before anything is read, then each tensor as a view.
 
 The format is decided by content, never by extension. safetensors go through their own library, after checks of what it
-lets pass; pickles through `ldm.checkpoint.unpickle`, which runs nothing.
+lets pass; pickles through `ldm.checkpoint.unpickle`, which runs nothing. What is in safetensors is told without torch.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from ldm.checkpoint.errors import CheckpointError
-from ldm.checkpoint.files import require_regular
+from ldm.checkpoint.files import listed, require_regular
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_HEADER = 25 * 2**20  # bytes
 MAX_TENSORS = 50_000
 MAX_WORDS = 20 * MAX_TENSORS  # strings and numbers of a header, each of which takes a hundred times its bytes to hold
 MAX_SIDES = 16
 MAX_CLAIM = 2**36  # elements, were no side empty: only an empty tensor can claim more than its file holds
+FLOATS = ("F64", "F32", "F16", "BF16")  # what weights are read from
 WINDOW = 16 * 2**20  # bytes
 
-Reader = Callable[[str], Tensor]
+Reader = Callable[[str], "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Entry:
 
     @property
     def numel(self) -> int:
-        return torch.Size(self.shape).numel()
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,18 @@ class Source:
 
     entries: by name. Nested dicts of a pickle are joined with "."; a bare tensor is named "".
     metadata: `__metadata__` of safetensors; of a pickle the scalars beside the tensors, such as global_step, as text.
+    format: "safetensors", or "torch" for what torch.save wrote.
     globals: the names in a pickle that stand for code, none of which was imported; () for safetensors.
     """
 
     path: Path
+    format: str
     entries: Mapping[str, Entry]
     metadata: Mapping[str, str]
     globals: tuple[str, ...]
     _mapping: "_Mapping" = field(repr=False, compare=False)
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> "Tensor":
         """A tensor as a view of the mapped file (a private mapping: writing to it does not reach the file).
 
         Raises KeyError for a name that is not in `entries`, CheckpointError when the file changed since it was opened.
@@ -81,6 +85,18 @@ def open_source(path: str | Path, *, allow_unknown_globals: bool = False) -> Sou
         return _open_pickled(path, allow_unknown_globals)
     _refuse_other_formats(path, head)
     return _open_safetensors(path)
+
+
+def read_headers(files: Sequence[Path]) -> dict[str, Entry]:
+    """Names, dtypes and shapes in files of weights. Raises CheckpointError naming the file that cannot be read."""
+    entries: dict[str, Entry] = {}
+    for file in files:
+        for name, entry in open_source(file).entries.items():
+            if name in entries:
+                both = f"both in {entries[name].file} and in {file}"
+                raise CheckpointError(f"{listed([name])} is {both}; remove the shard left over")
+            entries[name] = entry
+    return entries
 
 
 def _refuse_other_formats(path: Path, head: bytes) -> None:
@@ -114,7 +130,7 @@ class _Mapping:
         self._reader: Reader | None = None
         self._given = 0
 
-    def tensor(self, name: str, entry: Entry) -> Tensor:
+    def tensor(self, name: str, entry: Entry) -> "Tensor":
         if _stamp(self._path) != self._stamp:
             raise CheckpointError(f"{self._path} changed while it was read; load it again")
         if self._reader is None or self._given > max(WINDOW, self._stamp[0] // 16):
@@ -141,13 +157,13 @@ def _open_pickled(path: Path, allow_unknown_globals: bool) -> Source:
     content = read_pickled(path, allow_unknown_globals=allow_unknown_globals)
     entries = {name: Entry(path, view.dtype, view.shape) for name, view in content.views.items()}
     mapping = _Mapping(path, stamp, lambda: content.reader(path))
-    return Source(path, entries, content.metadata, content.globals, mapping)
+    return Source(path, "torch", entries, content.metadata, content.globals, mapping)
 
 
 def _open_safetensors(path: Path) -> Source:
     stamp = _stamp(path)
     header = _checked_header(path)
-    with _opened(path) as opened:
+    with _opened(path, "numpy") as opened:
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
         entries = {name: Entry(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
         metadata = dict(opened.metadata() or {})
@@ -156,13 +172,13 @@ def _open_safetensors(path: Path) -> Source:
         if len(entry.shape) > MAX_SIDES or math.prod(max(side, 1) for side in entry.shape) > MAX_CLAIM:
             sides = ", ".join(map(str, entry.shape[:MAX_SIDES]))
             raise CheckpointError(f"{path}: {name[:200]!r} claims the shape [{sides}]; not a known model")
-    return Source(path, entries, metadata, (), _Mapping(path, stamp, lambda: _safetensors_reader(path)))
+    return Source(path, "safetensors", entries, metadata, (), _Mapping(path, stamp, lambda: _safetensors_reader(path)))
 
 
 def _safetensors_reader(path: Path) -> Reader:
-    opened = _opened(path)
+    opened = _opened(path, "pt")
 
-    def read(name: str) -> Tensor:
+    def read(name: str) -> "Tensor":
         try:
             tensor: Tensor = opened.get_tensor(name)
         except (SafetensorError, RuntimeError, AttributeError) as error:  # a dtype this torch lacks
@@ -172,9 +188,9 @@ def _safetensors_reader(path: Path) -> Reader:
     return read
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path, framework: str) -> Any:
     try:
-        return safe_open(path, framework="pt")
+        return safe_open(path, framework=framework)
     except (SafetensorError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
             f"{path} ({path.stat().st_size:,} bytes) is damaged or not a safetensors file ({str(error)[:300]}); "

@@ -1,7 +1,7 @@
 """Moves weights from files into a module built on `meta`: checked first, then mapped, never held twice."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,18 +16,6 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 Canonical = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
-def read_headers(files: Sequence[Path]) -> dict[str, Entry]:
-    """Names, dtypes and shapes in files of weights. Raises CheckpointError naming the file that cannot be read."""
-    entries: dict[str, Entry] = {}
-    for file in files:
-        for name, entry in open_source(file).entries.items():
-            if name in entries:
-                both = f"both in {entries[name].file} and in {file}"
-                raise CheckpointError(f"{name} is {both}; remove the shard left over")
-            entries[name] = entry
-    return entries
-
-
 def main_dtype(entries: Mapping[str, Entry]) -> torch.dtype:
     """The floating-point dtype that most of the weights have."""
     counts = Counter[str]()
@@ -39,11 +27,14 @@ def main_dtype(entries: Mapping[str, Entry]) -> torch.dtype:
     return DTYPES[known[0]]
 
 
-def load_weights(module: nn.Module, entries: Mapping[str, Entry], dtype: torch.dtype, canonical: Canonical) -> None:
+def load_weights(
+    module: nn.Module, entries: Mapping[str, Entry], dtype: torch.dtype | None, canonical: Canonical
+) -> None:
     """Fills a module that was built on `meta`, strictly.
 
     `canonical` turns an old spelling of the state dict into the module's own; a name it drops is ignored. Tensors that
-    already have the dtype stay views of the memory-mapped file; the others are converted one at a time.
+    already have the dtype stay views of the memory-mapped file; the others are converted one at a time. With None, each
+    tensor keeps the dtype it is stored in.
 
     Raises CheckpointError listing missing and unexpected names, wrong shapes and unreadable dtypes, before any is read.
     """
@@ -66,24 +57,31 @@ def load_weights(module: nn.Module, entries: Mapping[str, Entry], dtype: torch.d
 
 def check(module: nn.Module, found: Mapping[str, Tensor], where: Path) -> None:
     """Raises CheckpointError, in one message, for every difference in names or shapes."""
+    if text := differences(module, found, "file"):
+        raise CheckpointError(f"the weights in {where} do not fit the config.json beside them: {text}")
+
+
+def differences(module: nn.Module, found: Mapping[str, Tensor], place: str) -> str:
+    """Names and shapes that differ from those of a module, as a person reads them; "" for none.
+
+    place: of what was found.
+    """
     expected = module.state_dict()
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]
     shapes = [
-        f"{name} (file {tuple(found[name].shape)}, expected {tuple(tensor.shape)})"
+        f"{name} ({place} {tuple(found[name].shape)}, expected {tuple(tensor.shape)})"
         for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
     ]
     problems = {"missing keys": missing, "unexpected keys": unexpected, "wrong shapes": shapes}
-    if any(problems.values()):
-        text = "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in problems.items() if names)
-        raise CheckpointError(f"the weights in {where} do not fit the config.json beside them: {text}")
+    return "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in problems.items() if names)
 
 
 def _tensors(entries: Mapping[str, Entry]) -> Iterator[tuple[str, Tensor]]:
     """Tensors as views of mapped files, one file after the other."""
     for file in sorted({entry.file for entry in entries.values()}):
-        source = open_source(file)
+        source = open_source(file, allow_unknown_globals=True)  # who made the entries decided that
         for name, entry in entries.items():
             if entry.file == file:
                 if source.entries.get(name) != entry:

@@ -3,7 +3,14 @@
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"Lora": "formats", "Loras": "state", "Names": "names", "read_lora": "formats", "save_lora": "write"}
+_HOMES = {
+    "IN_FOLDERS": "layout",
+    "Lora": "formats",
+    "Loras": "state",
+    "Names": "names",
+    "read_lora": "formats",
+    "save_lora": "write",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,14 +4,13 @@ Formulas: LoRA (Hu et al. 2021, arXiv:2106.09685), LoCon, LoHa and LoKr (Yeh et 
 writes them), DoRA (Liu et al. 2024, arXiv:2402.09353).
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-KINDS = {"lora": "up|down|mid", "loha": "hada_.*", "lokr": "lokr_.*", "diff": "diff"}  # kind -> roles that tell it
+from ldm.lora.layout import RANKED, kinds_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +28,12 @@ class Factors:
     @property
     def kinds(self) -> list[str]:
         """Which changes of the weight there are; all of them are added."""
-        return [kind for kind, mark in MARKS.items() if any(mark.fullmatch(role) for role in self.tensors)]
+        return kinds_of(self.tensors)
 
     @property
     def rank(self) -> int | None:
         """Rows of the factor on the input's side; None for a change that is given whole."""
-        for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
+        for role in RANKED:
             if role in self.tensors and self.tensors[role].ndim:
                 return self.tensors[role].shape[0]
         return None
@@ -55,9 +54,6 @@ class Factors:
         if not self.changes or ("dora_scale" in self.tensors and not self.kinds):
             wanted.append("up and down")
         return [role for role in wanted if role not in self.tensors]
-
-
-MARKS = {kind: re.compile(roles) for kind, roles in KINDS.items()}
 
 
 def _whole_or_product(tensors: Mapping[str, Tensor], role: str) -> list[str]:

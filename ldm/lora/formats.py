@@ -1,6 +1,5 @@
 """Any LoRA file -> the factors of each module it changes, checked against the model before anything of it is used."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,32 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint.errors import CheckpointError
-from ldm.checkpoint.files import listed
+from ldm.checkpoint.files import listed, sha256_of
 from ldm.checkpoint.source import Source, open_source
 from ldm.checkpoint.weights import DTYPES
 from ldm.lora.factors import Factors, bias_change, weight_change
 from ldm.lora.guess import made_for
+from ldm.lora.layout import find_lora, role_of
 from ldm.lora.metadata import Alphas
 from ldm.lora.names import Names
-
-# what formats call the tensors of a module, behind its name -> role in `Factors`
-ROLES = {
-    **dict.fromkeys(("lora_down.weight", "lora_A.weight", "lora.down.weight", "down.weight"), "down"),
-    **dict.fromkeys(("lora_linear_layer.down.weight", "lora_A.default.weight"), "down"),
-    **dict.fromkeys(("lora_up.weight", "lora_B.weight", "lora.up.weight", "up.weight"), "up"),
-    **dict.fromkeys(("lora_linear_layer.up.weight", "lora_B.default.weight"), "up"),
-    **dict.fromkeys(("lora_up.bias", "lora_B.bias", "lora_B.default.bias"), "up_bias"),
-    "lora_mid.weight": "mid",
-    "alpha": "alpha",
-    "dora_scale": "dora_scale",
-    **dict.fromkeys(("lora_magnitude_vector", "lora_magnitude_vector.weight"), "dora_scale"),
-    "lora_magnitude_vector.default.weight": "dora_scale",
-    **{f"hada_{rest}": f"hada_{rest}" for rest in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
-    **{f"lokr_{rest}": f"lokr_{rest}" for rest in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
-    **dict.fromkeys(("diff", "w_norm"), "diff"),
-    **dict.fromkeys(("diff_b", "b_norm"), "diff_b"),
-}
-IN_FOLDERS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "pytorch_lora_weights.bin")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,22 +63,7 @@ def read_lora(path: str | Path, names: Names) -> Lora:
     alphas = Alphas(source, names)
     modules = {own: _factors(own, keys, source, alphas) for own, keys in roles.items()}
     _check(file, modules, names, source)
-    with file.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Lora(file, sha256, modules, tuple(foreign), source.metadata, len(source.entries))
-
-
-def find_lora(path: Path) -> Path:
-    """The file of LoRA weights in a folder, by the names that diffusers and peft give it; a file is itself."""
-    if not path.exists():
-        raise FileNotFoundError(f"there is no LoRA at {path}: give the path of a file, or of a folder that holds one")
-    if not path.is_dir():
-        return path
-    known = [path / name for name in IN_FOLDERS if (path / name).is_file()]
-    files = known[:1] or sorted(path.glob("*.safetensors"))
-    if len(files) != 1:
-        raise FileNotFoundError(f"{path} holds {len(files)} safetensors files; give the path of the LoRA file itself")
-    return files[0]
+    return Lora(file, sha256_of([file]), modules, tuple(foreign), source.metadata, len(source.entries))
 
 
 def _sorted_out(source: Source, names: Names) -> tuple[dict[str, dict[str, str]], list[str]]:
@@ -105,7 +71,7 @@ def _sorted_out(source: Source, names: Names) -> tuple[dict[str, dict[str, str]]
     modules: dict[str, dict[str, str]] = defaultdict(dict)
     foreign: list[str] = []
     for key in source.entries:
-        name, role = _role(key)
+        name, role = role_of(key)
         own = names.own.get(name)
         if own is None or role is None:
             foreign.append(key)
@@ -114,16 +80,6 @@ def _sorted_out(source: Source, names: Names) -> tuple[dict[str, dict[str, str]]
         else:
             modules[own][role] = key
     return {own: keys for own, keys in modules.items() if keys}, foreign
-
-
-def _role(key: str) -> tuple[str, str | None]:
-    """A key's module and role: the longest known suffix, None for none."""
-    parts = key.split(".")
-    for length in (3, 2, 1):
-        role = ROLES.get(".".join(parts[-length:]))
-        if role is not None and len(parts) > length:
-            return ".".join(parts[:-length]), role
-    return key, None
 
 
 def _factors(own: str, keys: Mapping[str, str], source: Source, alphas: Alphas) -> Factors:

@@ -1,18 +1,16 @@
 """LoRA files in the two layouts people exchange: peft's, which diffusers reads, and kohya's, which everybody reads."""
 
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.checkpoint.files import listed
+from ldm.checkpoint.writing import placed, require_safetensors, write_tensors
 from ldm.lora.factors import Factors
 from ldm.lora.formats import Lora
 from ldm.lora.metadata import DIFFUSERS_KEY
@@ -33,21 +31,10 @@ def save_lora(lora: Lora, path: str | Path, names: Names, *, layout: Layout = "p
     Raises FileExistsError unless `overwrite`, and ValueError for a layout that does not exist or has no place for what
     the LoRA holds: peft's has none for LoHa, LoKr, Tucker cores and full differences.
     """
-    target = Path(path).expanduser()
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists already; pass overwrite=True to replace it, or choose another name")
-    if target.suffix != ".safetensors":
-        raise ValueError(f"LoRAs are written as safetensors: name it {target.with_suffix('.safetensors').name}")
+    target = require_safetensors(path)
     tensors, metadata = _laid_out(lora, names, layout)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
-        new = Path(beside) / "new.safetensors"
-        whole = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-        save_file(whole, new, metadata={"format": "pt", **metadata})
-        umask = os.umask(0)
-        os.umask(umask)
-        new.chmod(0o666 & ~umask)  # safetensors lets nobody but the owner read
-        os.replace(new, target)
+    with placed(target, overwrite=overwrite) as new:
+        write_tensors(tensors, new, metadata=metadata)
     return target
 
 

@@ -69,6 +69,20 @@ def _generate(args: argparse.Namespace, ctrl_c: CtrlC) -> int:
     return DONE
 
 
+def _convert(args: argparse.Namespace, _: CtrlC) -> int:
+    from pipelines.cli.convert import convert
+
+    convert(args)
+    return DONE
+
+
+def _inspect(args: argparse.Namespace, _: CtrlC) -> int:
+    from pipelines.cli.inspect import inspect
+
+    inspect(args)
+    return DONE
+
+
 def _doctor(args: argparse.Namespace, _: CtrlC) -> int:
     from pipelines.cli.doctor import doctor
 
@@ -98,8 +112,10 @@ def _vocabulary(args: argparse.Namespace, _: CtrlC) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, CtrlC], int]] = {
     "generate": _generate,
+    "convert": _convert,
     "doctor": _doctor,
     "evaluate": _evaluate,
+    "inspect": _inspect,
     "train": _train,
     "vocabulary": _vocabulary,
 }

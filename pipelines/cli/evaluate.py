@@ -32,7 +32,8 @@ RECORDED = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `ldm evaluate`."""
-    from pipelines.cli.parser import MODEL_HELP, finite, positive, seed
+    from pipelines.cli.parser import MODEL_HELP
+    from pipelines.cli.values import finite, positive, seed
 
     add = parser.add_argument
     add("-m", "--model", metavar="PATH", help=MODEL_HELP)

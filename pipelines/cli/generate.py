@@ -136,7 +136,12 @@ def load(args: argparse.Namespace) -> "TextToImagePipeline":
         Sampling.from_name(args.sampler)  # a typing error should not cost the time of loading
     try:
         return TextToImagePipeline.from_pretrained(
-            args.model, dtype=args.dtype, device=args.device, prediction_type=args.prediction_type
+            args.model,
+            dtype=args.dtype,
+            device=args.device,
+            prediction_type=args.prediction_type,
+            allow_unknown_globals=args.allow_unknown_globals,
+            **{name: path for name in ("vae", "text_encoder") if (path := getattr(args, name)) is not None},
         )
     except OSError as error:
         raise ValueError(str(error)) from error
@@ -144,11 +149,15 @@ def load(args: argparse.Namespace) -> "TextToImagePipeline":
 
 def embedding(text: str) -> tuple[str, str | None]:
     """A textual inversion's file and the word for it, from FILE or FILE:TOKEN. ValueError if there is no such file."""
+    from ldm.checkpoint.embedding import FILES
+    from ldm.checkpoint.hub import resolve_part
+
     path, colon, token = text.rpartition(":")
-    file, word = (path, token) if colon and token and not os.path.exists(text) else (text, None)
-    if not os.path.exists(file):
+    named, word = (path, token) if colon and token and not os.path.exists(text) else (text, None)
+    file = resolve_part(named, FILES)
+    if not file.exists():
         raise ValueError(f"there is no file {file}: --embedding takes FILE or FILE:TOKEN")
-    return file, word
+    return str(file), word
 
 
 def load_loras(pipe: "TextToImagePipeline", given: list[tuple[str, float]]) -> None:

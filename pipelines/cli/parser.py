@@ -1,14 +1,10 @@
 """The words of the command line, read with the standard library alone."""
 
 import argparse
-import math
-import os
-import re
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-T = TypeVar("T", int, float)
+from pipelines.cli.values import finite, natural, output, positive, scaled, seed, size
 
 MODEL_HELP = (
     "folder in diffusers format, a single file (.safetensors, .ckpt, ...), or a hub id such as org/name "
@@ -33,6 +29,8 @@ commands (the first word is one only if it names one; `ldm help COMMAND` tells m
   vocabulary            list what the embedded model can draw
   evaluate              measure how often a model draws what it is asked for
   train RUN             train a model of emoji scenes from a run file
+  inspect PATH          say what a file or folder of weights holds, without loading it
+  convert SRC DST       write a model, LoRA or part of a model in another format
   doctor                show versions, devices and where the packages come from
   help                  show this
 
@@ -81,7 +79,7 @@ class Parser(argparse.ArgumentParser):
 def _generate_parser() -> Parser:
     parser = Parser(
         prog="ldm",
-        usage='ldm "PROMPT" [options]\n       ldm vocabulary | evaluate | train | doctor | help [options]',
+        usage='ldm "PROMPT" [options]\n       ldm vocabulary|evaluate|train|inspect|convert|doctor|help [options]',
         description=DESCRIPTION,
         epilog=COMMANDS_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -97,6 +95,10 @@ def _generate_parser() -> Parser:
 
 def _add_picture(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-m", "--model", metavar="PATH", help=MODEL_HELP)
+    group.add_argument("--vae", metavar="PATH", help="VAE to use instead of the model's, or because its file lacks one")
+    group.add_argument(
+        "--text-encoder", metavar="PATH", help="a model whose text encoder to use, where the model's file lacks one"
+    )
     group.add_argument(
         "--lora",
         type=scaled,
@@ -110,6 +112,11 @@ def _add_picture(group: argparse._ArgumentGroup) -> None:
         "--prediction-type",
         choices=("epsilon", "v_prediction"),
         help="what the model predicts, where its file does not say (default: found out)",
+    )
+    group.add_argument(
+        "--allow-unknown-globals",
+        action="store_true",
+        help="load a .ckpt though it names code that weights do not need; that is never run",
     )
     group.add_argument("--negative", dest="negative_prompt", metavar="TEXT", help="what to keep out of the picture")
     group.add_argument("--size", type=size, metavar="WxH", help="width x height in pixels (default: the model's)")
@@ -199,6 +206,22 @@ def _train_parser() -> Parser:
     return parser
 
 
+def _inspect_parser() -> Parser:
+    from pipelines.cli.inspect import HELP, add_arguments
+
+    parser = _command("inspect", HELP)
+    add_arguments(parser)
+    return parser
+
+
+def _convert_parser() -> Parser:
+    from pipelines.cli.convert import HELP, add_arguments
+
+    parser = _command("convert", HELP)
+    add_arguments(parser)
+    return parser
+
+
 def _command(name: str, description: str) -> Parser:
     parser = Parser(
         prog=f"ldm {name}",
@@ -212,64 +235,10 @@ def _command(name: str, description: str) -> Parser:
 
 PARSERS: dict[str, Callable[[], Parser]] = {
     "generate": _generate_parser,
+    "convert": _convert_parser,
     "doctor": _doctor_parser,
     "evaluate": _evaluate_parser,
+    "inspect": _inspect_parser,
     "train": _train_parser,
     "vocabulary": _vocabulary_parser,
 }
-
-
-# kinds of values; argparse shows the text of ArgumentTypeError
-
-
-def size(text: str) -> tuple[int, int]:
-    """(width, height) from "512x768", both divisible by 8."""
-    match = re.fullmatch(r"(\d{1,6})[xX×](\d{1,6})", text.strip())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write width x height, such as 512x768")
-    width, height = int(match[1]), int(match[2])
-    if width % 8 or height % 8 or not width or not height:
-        fit = "x".join(str(max(8, round(side / 8) * 8)) for side in (width, height))
-        raise argparse.ArgumentTypeError(f"{text!r} does not fit: width and height are multiples of 8, such as {fit}")
-    return width, height
-
-
-def seed(text: str) -> int:
-    return number(text, int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
-
-
-def scaled(text: str) -> tuple[str, float]:
-    """(path, scale) from "style.safetensors:0.8"; the scale is 1 where none is given."""
-    path, _, scale = text.rpartition(":")
-    if not path or os.path.exists(text) or not re.fullmatch(r"[-+]?[\d.]+", scale):
-        return text, 1.0
-    return path, finite(scale)
-
-
-def positive(text: str) -> int:
-    return number(text, int, lambda value: value >= 1, "a whole number of at least 1")
-
-
-def natural(text: str) -> int:
-    return number(text, int, lambda value: value >= 0, "a whole number of at least 0")
-
-
-def finite(text: str) -> float:
-    return number(text, float, math.isfinite, "a number such as 7.5")
-
-
-def number(text: str, kind: Callable[[str], T], fits: Callable[[T], bool], wanted: str) -> T:
-    try:
-        if fits(value := kind(text)):
-            return value
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-
-
-def output(text: str) -> str:
-    """A path for PNG files, or of a folder; other formats cannot carry the record."""
-    path = Path(text)
-    if path.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"):
-        raise argparse.ArgumentTypeError(f"pictures are written as PNG: name it {path.with_suffix('.png').name}")
-    return text

@@ -13,7 +13,7 @@ from configs.files import read, run_file, run_names
 from configs.training import STAGES, RunConfig
 from pipelines.cli.generate import notes
 from pipelines.cli.interrupt import Stop
-from pipelines.cli.parser import number, positive
+from pipelines.cli.values import number, positive
 
 HELP = (
     "Trains a model of emoji scenes from nothing, stage by stage. What is finished is not done again, and what was "

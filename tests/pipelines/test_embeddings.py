@@ -1,8 +1,10 @@
 """Textual inversion through a pipeline: the vectors and the pictures of diffusers, and the command line."""
 
+import hashlib
+
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from pipelines.cli import main
@@ -50,6 +52,9 @@ def test_vectors_and_pictures_of_diffusers(pairs, pipe, file):
     assert pipe.text_encoder.tokenizer.encode(PROMPT) == theirs.tokenizer(text).input_ids[1:-1]
     images = drawn(pipe, PROMPT)
     assert abs(images - drawn(theirs, PROMPT)).max() < 1e-4
+    digest = hashlib.sha256(load_file(file)["<moon>"].numpy().tobytes()).hexdigest()
+    record = pipe(PROMPT, num_inference_steps=1, height=64, width=64).records[0]
+    assert record["embeddings"] == [{"word": "<moon>", "vectors": 3, "sha256": digest}]
     assert abs(images - plain).max() > 1e-3
     pipe.unload_textual_inversion()
     after = pipe.text_encoder.model.text_model.embeddings.token_embedding.weight

@@ -182,7 +182,7 @@ def test_the_command_line(
     ],
 )
 def test_files_and_scales_in_words(text: str, meaning: tuple[str, float]) -> None:
-    from pipelines.cli.parser import scaled
+    from pipelines.cli.values import scaled
 
     assert scaled(text) == meaning
 
@@ -199,3 +199,25 @@ def test_saving_one_of_two_needs_a_name(ours: Callable[[str], TextToImagePipelin
     with safe_open(file, framework="pt") as opened:
         assert json.loads(opened.metadata()["ss_network_dim"].replace("Dynamic", "0")) == 0
     assert load_file(file).keys() == kohya(pipe).keys()
+
+
+def test_a_lora_of_the_hub(pipe: TextToImagePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a repository on the hub holds, by its name and by the name of a file in it."""
+    import huggingface_hub
+
+    (tmp_path / "cache").mkdir()
+    for name in ("pytorch_lora_weights.safetensors", "other.safetensors"):
+        save_file(kohya(pipe), tmp_path / "cache" / name)
+    asked: list[Any] = []
+
+    def snapshot_download(repo: str, *, allow_patterns: list[str], **options: Any) -> str:
+        asked.append((repo, allow_patterns[0], options["revision"]))
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert pipe.load_lora("some/style", revision="v1") == "pytorch_lora_weights"
+    pipe.load_lora_weights("some/style", weight_name="other.safetensors", adapter_name="two")
+    assert list(pipe.loras) == ["pytorch_lora_weights", "two"]
+    first, second = ("some/style", "pytorch_lora_weights.safetensors", "v1"), ("some/style", "other.safetensors", None)
+    assert asked == [first, second]
+    pipe.unload_lora()

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pipelines import TextToImagePipeline
-from tests.ldm.checkpoint.originals import VAE, assert_same, sd2_file, tiny, write
+from tests.ldm.checkpoint.originals import UNET, VAE, assert_same, sd2_file, tiny, write
 
 
 def test_one_door(tmp_path: Path) -> None:
@@ -58,3 +59,21 @@ def test_command_line_draws(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     out.unlink()
     assert main(["a cat", "--model", str(file), *options, "--prediction-type", "epsilon"]) == 0
     assert "taken for" not in caplog.text
+
+
+def test_command_line_takes_missing_parts_from_elsewhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from pipelines.cli import main
+
+    state = tiny("sd1")[1]
+    whole = write(state, tmp_path / "whole.safetensors")
+    unet = write({k: v for k, v in state.items() if k.startswith(UNET)}, tmp_path / "unet.safetensors")
+    options = ["--steps", "2", "--size", "64x64", "--seed", "1", "--device", "cpu", "--dtype", "float32", "-q"]
+    assert main(["a cat", "--model", str(unet), *options]) == 2
+    assert "holds no autoencoder and no text encoder: pass" in capfd.readouterr().err
+    parts = ["--vae", str(whole), "--text-encoder", str(whole)]
+    assert main(["a cat", "--model", str(unet), *parts, *options, "-o", str(tmp_path / "parts.png")]) == 0
+    assert main(["a cat", "--model", str(whole), *options, "-o", str(tmp_path / "whole.png")]) == 0
+    assert Image.open(tmp_path / "parts.png").tobytes() == Image.open(tmp_path / "whole.png").tobytes()
+    capfd.readouterr()
+    assert main(["a cat", "--model", str(unet), "--vae", "no.safetensors", *options]) == 2
+    assert "no.safetensors" in capfd.readouterr().err

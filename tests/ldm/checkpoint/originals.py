@@ -1,8 +1,10 @@
 """Single files of every family, from our own networks: as names and shapes at real size, as tiny models to load."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +248,22 @@ def assert_same(loaded: LatentDiffusion, expected: LatentDiffusion) -> None:
         )
     assert loaded.scheduler_config == expected.scheduler_config
     assert loaded.family == expected.family
+
+
+BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1}
+
+
+def hollow(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "F16", metadata: Mapping[str, str] | None = None
+) -> Path:
+    """A safetensors file of these tensors, whose data is a hole: of any size, and no block of it on the disk."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata or {})}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + prod(shape) * BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": (start, end)}
+    text = json.dumps(header).encode()
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + end)
+    return path

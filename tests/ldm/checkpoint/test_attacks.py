@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from ldm.checkpoint import load_folder
 from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.files import find_weights
-from ldm.checkpoint.weights import read_headers
+from ldm.checkpoint.source import read_headers
 from tests.ldm.checkpoint.attacks import ARCHIVES, GOOD, HARMLESS, PICKLES, SAFETENSORS, SPECIAL, made
 from tests.ldm.checkpoint.crafted import archive
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ldm.checkpoint import load_folder
+from ldm.checkpoint.errors import CheckpointError
 
 Copied = Callable[..., Path]
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -113,6 +114,17 @@ def test_a_configuration_that_makes_no_network_is_named(copied: Copied) -> None:
     folder = copied()
     edit_json(folder / "unet/config.json", block_out_channels="many")
     with pytest.raises(ValueError, match=f"{folder / 'unet/config.json'} describes no network"):
+        load_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [("vae", "layers_per_block"), ("unet", "transformer_layers_per_block"), ("text_encoder", "num_hidden_layers")],
+)
+def test_a_configuration_with_millions_of_layers_is_refused_at_once(copied: Copied, part: str, key: str) -> None:
+    folder = copied()
+    edit_json(folder / part / "config.json", **{key: 10**7})
+    with pytest.raises(CheckpointError, match=f"{folder / part / 'config.json'}: {key} asks for more than 200 layers"):
         load_folder(folder)
 
 

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import errors
+from safetensors.torch import load_file
 
 from ldm.checkpoint import load_folder, resolve
+from ldm.checkpoint.hub import resolve_part
 
 Hub = Callable[[Path], list[list[str]]]
 
@@ -79,7 +83,7 @@ def test_a_variant_is_fetched_with_plain_files_where_it_lacks(
     load_folder(resolve("org/name", variant="fp16"), variant="fp16")
     assert [name for name in calls[0] if name.startswith("vae")] == ["vae/config.json"]
     assert "unet/diffusion_pytorch_model.safetensors" not in calls[0]
-    assert calls[1:] == [["vae/diffusion_pytorch_model.safetensors"]]
+    assert [call for call in calls[1:] if call] == [["vae/diffusion_pytorch_model.safetensors"]]
 
 
 def test_a_variant_that_is_nowhere_fetches_no_weights(copied: Callable[..., Path], hub: Hub) -> None:
@@ -87,6 +91,58 @@ def test_a_variant_that_is_nowhere_fetches_no_weights(copied: Callable[..., Path
     with pytest.raises(ValueError, match="has weights of variant 'fp16'"):
         load_folder(resolve("org/name", variant="fp16"), variant="fp16")
     assert not [name for call in calls for name in call if name.endswith(".safetensors")]
+
+
+@pytest.mark.parametrize("max_shard_size", ["10GB", "50KB"])
+def test_pickles_are_fetched_where_there_is_nothing_else(
+    folders: dict[str, Path], copied: Callable[..., Path], hub: Hub, max_shard_size: str
+) -> None:
+    source = copied("sd1")
+    for file in (source / "unet").glob("*.safetensors*"):
+        file.unlink()
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folders["sd1"] / "unet")
+    unet.save_pretrained(source / "unet", safe_serialization=False, max_shard_size=max_shard_size)
+    pickles = sorted(path.relative_to(source).as_posix() for path in (source / "unet").glob("*.bin"))
+    assert (len(pickles) > 1) == (max_shard_size == "50KB")
+    write_empty(source / "vae" / "diffusion_pytorch_model.bin")
+    calls = hub(source)
+    load_folder(resolve("org/name"))
+    assert not [name for name in calls[0] if name.endswith(".bin")]
+    assert calls[1:] == [pickles]
+
+
+def test_a_variant_may_be_pickled(copied: Callable[..., Path], hub: Hub) -> None:
+    source = copied("sd1")
+    for part in ("unet", "vae", "text_encoder"):
+        for file in (source / part).glob("*.safetensors"):
+            torch.save(load_file(file), file.with_name(f"{PICKLED[file.stem]}.fp16.bin"))
+    calls = hub(source)
+    load_folder(resolve("org/name", variant="fp16"), variant="fp16")
+    weights = [name for call in calls for name in call if name.endswith((".bin", ".safetensors"))]
+    assert len(weights) == 3
+    assert all(name.endswith(".fp16.bin") for name in weights)
+
+
+PICKLED = {"diffusion_pytorch_model": "diffusion_pytorch_model", "model": "pytorch_model"}
+
+
+def test_parts_of_a_repository(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    for name in ("deep/style.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        write_empty(source / name)
+    calls = hub(source)
+    names = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+    assert resolve_part("org/name", names) == tmp_path / "cache"
+    assert resolve_part("org/name/deep/style.safetensors", names).read_bytes() == b""
+    assert calls == [["pytorch_lora_weights.safetensors"], ["deep/style.safetensors"]]
+    with pytest.raises(ValueError, match=r"org/name on the hub has no other\.safetensors"):
+        resolve_part("org/name/other.safetensors", names)
+    monkeypatch.chdir(tmp_path)
+    calls.clear()
+    for path in ("source/none.safetensors", "source/deep/none.safetensors", "none.pt", "no/file.ckpt", str(source)):
+        assert resolve_part(path, names) == Path(path)
+    assert calls == []
 
 
 def test_a_subfolder_of_a_repository(copied: Callable[..., Path], hub: Hub, tmp_path: Path) -> None:

@@ -229,8 +229,8 @@ LIKE = {
     "a model of another family (trained with EDM noise)": "edm_mean",
     "the U-Net of a diffusers folder": "down_blocks.0.resnets.0.conv1.weight",
     "an autoencoder (VAE) alone": "first_stage_model.decoder.conv_in.weight",
-    "a text encoder alone": "text_model.encoder.layers.0.mlp.fc1.weight",
     "a tiny autoencoder (TAESD)": "decoder.layers.1.weight",
+    "a text encoder alone": "text_model.encoder.layers.0.mlp.fc1.weight",
 }
 
 

@@ -168,9 +168,9 @@ def test_an_interrupted_save_leaves_no_trace(
         replace(source, target)
 
     if moment == "weights":
-        monkeypatch.setattr("ldm.checkpoint.save.save_file", fail)
+        monkeypatch.setattr("ldm.checkpoint.writing.save_file", fail)
     else:
-        monkeypatch.setattr("ldm.checkpoint.save.os.replace", fail_at_second)
+        monkeypatch.setattr("ldm.checkpoint.writing.os.replace", fail_at_second)
     with pytest.raises(KeyboardInterrupt):
         save_folder(model, folder, overwrite=True)
     assert {file: file.read_bytes() for file in folder.rglob("*.*")} == before

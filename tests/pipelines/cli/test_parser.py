@@ -1,5 +1,7 @@
 """Words to arguments, without a model."""
 
+from pathlib import Path
+
 import pytest
 
 from pipelines.cli import parser
@@ -124,7 +126,7 @@ def test_help_shows_the_documented_commands(line: list[str], capsys: pytest.Capt
         parser.parse(line)
     out, err = capsys.readouterr()
     assert (stop.value.code or 0, err) == (0, "")
-    readme = (parser.Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
     shell = [line.strip() for line in readme.split("```sh")[1].split("```")[0].splitlines() if line.strip()]
     assert len(shell) >= 3
     for command in shell:
