@@ -15,11 +15,11 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parents[1]
+from common import environment, found
+
 PROMPT = "a cat holding a banana"
 
 
@@ -34,11 +34,9 @@ class Run:
 
 def measure(command: list[str], threads: int, folder: str) -> Run:
     """Runs the command to its end. RuntimeError with what it said when it fails."""
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryFile() as said:
         start = time.perf_counter()
-        child = subprocess.Popen(command, env=environment, cwd=folder, stdout=said, stderr=said)
+        child = subprocess.Popen(command, env=environment(threads), cwd=folder, stdout=said, stderr=said)
         _, status, used = os.wait4(child.pid, 0)
         wall = time.perf_counter() - start
         child.returncode = os.waitstatus_to_exitcode(status)
@@ -47,13 +45,6 @@ def measure(command: list[str], threads: int, folder: str) -> Run:
             raise RuntimeError(f"{' '.join(command)} failed:\n{said.read().decode(errors='replace')}")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
     return Run(wall, used.ru_utime + used.ru_stime, used.ru_maxrss * unit / 1e9)
-
-
-def found(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def main() -> None:

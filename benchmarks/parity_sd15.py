@@ -19,6 +19,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from common import resident
 from torch import Tensor, nn
 
 from configs import presets
@@ -107,12 +108,6 @@ def peak(device: str) -> Callable[[], float]:
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark of this process
     before = resident("VmRSS")
     return lambda: (resident("VmHWM") - before) / 1e6
-
-
-def resident(field: str) -> int:
-    """Kilobytes, from the kernel's account of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def run(pipe: Any, latents: Tensor, steps: int, device: str) -> tuple[Tensor, float, float]:

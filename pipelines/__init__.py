@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipelines.interop import from_diffusers as from_diffusers
+    from pipelines.interop import to_diffusers as to_diffusers
     from pipelines.request import TextToImageRequest as TextToImageRequest
     from pipelines.result import Result as Result
     from pipelines.stream import Interrupted as Interrupted
@@ -16,6 +18,8 @@ _HOMES = {
     "Stream": "stream",
     "TextToImagePipeline": "text_to_image",
     "TextToImageRequest": "request",
+    "from_diffusers": "interop",
+    "to_diffusers": "interop",
 }
 
 

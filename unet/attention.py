@@ -83,13 +83,13 @@ class TransformerBlock(nn.Module):
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution in the checkpoint, a linear layer on tokens here."""
+    """A 1x1 convolution, (b, c, h, w) -> (b, d, h, w), computed as a linear layer on tokens, so that none is copied.
 
-    def __init__(self, d_in: int, d_out: int):
-        super().__init__(d_in, d_out, 1)
+    It is made and called as any nn.Conv2d, since peft makes the layers of a LoRA from the type of the layer they adapt.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight.flatten(1), self.bias)
+        return to_image(F.linear(to_tokens(input), self.weight.flatten(1), self.bias), input)
 
 
 class Transformer(nn.Module):
@@ -98,16 +98,27 @@ class Transformer(nn.Module):
     def __init__(self, config: UNetConfig, level: int, depth: int, only_cross: bool):
         super().__init__()
         c, heads = config.channels[level], config.heads[level]
-        projection = nn.Linear if config.linear_projection else Pointwise
+        self.on_tokens = config.linear_projection
         self.norm = nn.GroupNorm(config.norm_groups, c, eps=1e-6)
-        self.proj_in = projection(c, c)
+        self.proj_in = nn.Linear(c, c) if self.on_tokens else Pointwise(c, c, 1)
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(c, config.context_dim, heads, only_cross) for _ in range(depth)
         )
-        self.proj_out = projection(c, c)
+        self.proj_out = nn.Linear(c, c) if self.on_tokens else Pointwise(c, c, 1)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-        tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))  # (b, c, h, w) -> (b, h * w, c)
+        y = self.norm(x)
+        tokens = self.proj_in(to_tokens(y)) if self.on_tokens else to_tokens(self.proj_in(y))
         for block in self.transformer_blocks:
             tokens = block(tokens, context, mask)
-        return x + self.proj_out(tokens).transpose(1, 2).reshape(x.shape)  # (b, h * w, c) -> (b, c, h, w)
+        return x + (to_image(self.proj_out(tokens), x) if self.on_tokens else self.proj_out(to_image(tokens, x)))
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(b, c, h, w) -> (b, h * w, c), a view."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_image(tokens: Tensor, like: Tensor) -> Tensor:
+    """(b, h * w, c) -> (b, c, h, w) of the height and width of `like`, a view."""
+    return tokens.transpose(1, 2).reshape(*tokens.shape[::2], *like.shape[2:])
