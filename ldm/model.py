@@ -26,6 +26,7 @@ class LatentDiffusion:
     model_index: other entries of the checkpoint's `model_index.json`, such as `force_zeros_for_empty_prompt`.
     source: the folder, file or hub id it came from, "" for a model made in memory.
     vocabulary: the words it knows, None where nobody has counted them.
+    defaults: what a call takes where it names none, of a distilled model: see `ldm.vocabulary.DEFAULTS`.
     notes: what loading it had to guess or leave out, for a person to read.
     loras: what is merged into the weights of its U-Net and text encoders.
     """
@@ -39,6 +40,7 @@ class LatentDiffusion:
     source: str = ""
     vocabulary: Vocabulary | None = None
     notes: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     loras: Loras = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

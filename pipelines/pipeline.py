@@ -233,12 +233,10 @@ class Pipeline(WithEmbeddings, WithLoras, WithSaving, ABC):
         from ldm.checkpoint import is_embedded
 
         vocabulary, source, given = self.model.vocabulary, self.model.source, self.sampler is not None
-        if vocabulary is None:
-            return request.completed({})
-        if note := vocabulary.warning(request.texts, "" if is_embedded(source) else source):
+        if vocabulary and (note := vocabulary.warning(request.texts, "" if is_embedded(source) else source)):
             warnings.warn(note, stacklevel=5)  # where the person calls the pipeline
-        own = {name: value for name, value in vocabulary.defaults.items() if not (name == "sampler" and given)}
-        return request.completed(own)
+        own = {**self.model.defaults, **(vocabulary.defaults if vocabulary else {})}
+        return request.completed({name: value for name, value in own.items() if not (name == "sampler" and given)})
 
     def finish(self, stream: Stream) -> Result:
         """Takes all steps under a progress bar."""

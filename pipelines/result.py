@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
+MAX_BYTES, MAX_PIXELS = 2**29, 2**26  # of a PNG file whose record is read; PIL itself bounds its texts
+
 
 @dataclass(frozen=True, eq=False)
 class Result:
@@ -52,16 +54,27 @@ def png_info(record: Record) -> PngInfo:
 
 
 def read_record(path: str | Path) -> Record:
-    """The record that `png_info` put into a PNG file. Raises ValueError when it has none."""
+    """The record that `png_info` put into a PNG file. Raises ValueError when it has none, or is beyond all measure."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        image.load()  # text chunks may follow the pixels
-        text = image.info.get("ldm")
-    if text is None:
+    if (size := Path(path).stat().st_size) > MAX_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes, and pictures of up to {MAX_BYTES:,} are read")
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            _require_bounded(image.size)
+            image.load()  # text chunks may follow the pixels
+            text = image.info.get("ldm")
+        record = None if text is None else json.loads(text)
+    except (OSError, SyntaxError, RecursionError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is no PNG file that can be read ({error})") from None
+    if not isinstance(record, dict):
         raise ValueError(f"{path} carries no record of this program")
-    record: Record = json.loads(text)
     return record
+
+
+def _require_bounded(size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"it has {size[0]} x {size[1]} pixels, and at most {MAX_PIXELS:,} are read")
 
 
 @cache

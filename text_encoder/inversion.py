@@ -67,8 +67,8 @@ def check_words(encoder: CLIPTextEncoder, words: Mapping[str, Tensor]) -> None:
             # words match in any case, so "Cat" would take the place of every "cat"
             if token.lower() in taken or any(map(known, (token, token.lower()))):
                 raise ValueError(
-                    f"the token {token!r} is in the vocabulary already: pass token= with another word, such as "
-                    f"'<{word}>', or unload the embedding that has it"
+                    f"the token {token!r} is in the vocabulary already: pass token= (in a shell, FILE:TOKEN) "
+                    f"with another word, such as '<{word}>', or unload the embedding that has it"
                 )
             taken.add(token.lower())
 

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from configs import presets
 from configs.architecture import ModelConfig
 from configs.interchange import autoencoder_to_json
-from configs.interchange_extras import controlnet_to_json
+from configs.interchange_extras import adapter_to_json, controlnet_to_json
 from ldm.checkpoint.embedding import FILES as EMBEDDING_FILES
 from ldm.checkpoint.embedding import read_embedding
 from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.export import MARKS, write_single_file
 from ldm.checkpoint.export_parts import write_controlnet, write_vae
-from ldm.checkpoint.extras import load_controlnet, load_vae
+from ldm.checkpoint.extras import load_adapter, load_controlnet, load_vae
+from ldm.checkpoint.files import find_weights
 from ldm.checkpoint.hub import FILES, resolve
 from ldm.checkpoint.inspection import inspected
-from ldm.checkpoint.kinds import kind_of
+from ldm.checkpoint.kinds import TINY, kind_of
 from ldm.checkpoint.load import load_model
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.opened import opened
@@ -40,6 +41,7 @@ from unet import UNet
 
 MODEL, LORA, CONTROLNET = "a model", "a LoRA", "a ControlNet"
 VAE, EMBEDDING = "an autoencoder (VAE) alone", "a textual inversion (an embedding)"
+ADAPTER, IMAGE_PROMPT = "a T2I-Adapter", "an IP-Adapter"
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,12 @@ OWN_OPTIONS = {
 
 
 def convert(source: str | Path, target: str | Path, options: Options | None = None) -> Path:
-    """Writes a model, LoRA, VAE, ControlNet or textual inversion in another format; returns the path written.
+    """Writes a model or what is used beside one (see CONVERTERS) in another format; returns the path written.
 
-    source: whatever `load_model`, `read_lora`, `load_vae`, `load_controlnet` and `load_embedding` read.
+    source: whatever `load_model`, `read_lora`, `load_vae`, `load_controlnet`, ... read.
     target: a name ending in `.safetensors` for a file in the original layout, one without an ending for a folder of
-        diffusers (of a LoRA or embedding: a folder with its file).
+        diffusers (of a LoRA or embedding: a folder with its file). T2I-Adapters, tiny autoencoders and IP-Adapters keep
+        their names in a file, and of these only T2I-Adapters become a folder.
 
     Tensors keep their dtype unless another is asked for, and from one format to the other and back their bits. Raises
     FileNotFoundError, FileExistsError, and ValueError for what cannot be converted, saying what can; then nothing has
@@ -176,6 +179,25 @@ def _controlnet(path: Path, target: Path, options: Options) -> Path:
     return write_controlnet(net, target, found.metadata, dtype=options.dtype, overwrite=options.overwrite)
 
 
+def _adapter(path: Path, target: Path, options: Options) -> Path:
+    if not _is_folder(target):
+        return _renamed_nothing(path, target, options)
+    adapter = load_adapter(path, as_stored=True)
+    json = adapter_to_json(adapter.config)
+    return save_network(adapter, json, target, dtype=options.dtype, overwrite=options.overwrite)
+
+
+def _renamed_nothing(path: Path, target: Path, options: Options) -> Path:
+    """All tensors of a file or folder under the names that they have."""
+    if _is_folder(target):
+        raise ValueError(f"of {path} only a file is written: name it {target.name}.safetensors")
+    sources = [open_source(file) for file in (find_weights(path, "vae") if path.is_dir() else [path])]
+    tensors = {name: source.tensor(name) for source in sources for name in source.entries}
+    with placed(target, overwrite=options.overwrite) as new:
+        write_tensors(tensors, new, options.dtype, sources[0].metadata)
+    return target
+
+
 # LoRAs
 
 
@@ -244,4 +266,7 @@ CONVERTERS: Mapping[str, Callable[[Path, Path, Options], Path]] = {
     VAE: _vae,
     CONTROLNET: _controlnet,
     EMBEDDING: _embedding,
+    ADAPTER: _adapter,
+    IMAGE_PROMPT: _renamed_nothing,
+    TINY: _renamed_nothing,
 }

@@ -31,8 +31,8 @@ def load_embedding(encoder: TextEncoder, source: Any, token: str | list[str] | N
     source: a file, a folder with `learned_embeds.safetensors` or `.bin`, or what such a file holds (tensors by name, or
         one tensor). Known are {word: vectors}, A1111's `string_to_param`, a bare tensor, `emb_params`, and SDXL's pair
         `clip_l` and `clip_g`.
-    token: the word to use in prompts, by default the file's own, or else its name. A word of n vectors is read as n
-        tokens; a list of n tokens gives each of them one vector.
+    token: the word to use in prompts, by default the file's own, or else its name, which for A1111's files goes first,
+        as it does there. A word of n vectors is read as n tokens; a list of n tokens gives each of them one vector.
 
     Raises FileNotFoundError, and ValueError for a file of another kind or family and for words already known; then
     nothing is changed.
@@ -139,7 +139,7 @@ def _refuse_others(opened: Source) -> None:
 def _named(tensors: Vectors, name: str, where: str, stem: str = "") -> dict[str, Vectors]:
     """Word -> vectors, from whichever layout the tensors are in."""
     if A1111 in tensors:
-        return {name or stem: {"": tensors[A1111]}}
+        return {stem or name: {"": tensors[A1111]}}
     if set(tensors) <= set(PAIR):
         return {stem: {PAIR[part]: tensor for part, tensor in tensors.items()}}
     if len(tensors) == 1 and next(iter(tensors)) in UNNAMED:

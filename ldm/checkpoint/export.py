@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from configs.architecture import TextEncoderConfig
 from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.names_compvis import Name, clip_names, openclip_names, to_original, unet_names, vae_names
-from ldm.checkpoint.published import DISTILLED, scheduler_config, task_of
+from ldm.checkpoint.published import DISTILLED, DISTILLED_FROM, distilled_of, scheduler_config, task_of
 from ldm.checkpoint.recognise import ENCODERS, UNET_PREFIXES, VAE_PREFIXES, Recognised, recognise
 from ldm.checkpoint.save import text_encoders
 from ldm.checkpoint.writing import HASH_KEY, placed, require_safetensors, write_tensors
@@ -119,7 +119,8 @@ def _metadata(model: LatentDiffusion, title: str, notes: Mapping[str, str]) -> d
     task, distilled = task_of(unet), _distilled(model)
     own = {"sd2": "-768-v" if process.prediction == "v_prediction" else "-512", "sdxl": "-base"}
     kind = TASKS.get(task) or own.get(model.family, "")
-    title = title if distilled in title.lower() else f"{title} ({distilled})"
+    if distilled and distilled_of(model.family, title) != distilled.split()[0]:
+        title = f"{title} ({distilled})"
     return {
         **modelspec(model.family, kind, title, notes),
         "modelspec.prediction_type": PREDICTIONS[process.prediction],
@@ -150,11 +151,17 @@ def _marks(model: LatentDiffusion) -> list[str]:
 
 
 def _distilled(model: LatentDiffusion) -> str:
-    """The word in a title by which a distilled model is known, "" for others: its schedule tells."""
+    """What in a title tells a distilled model, "" for others: that it was loaded as one, or Turbo's own schedule."""
     config = model.scheduler_config
     if config.get("timestep_spacing") != "trailing" or config.get("rescale_betas_zero_snr"):
         return ""
-    return next((word for word, name in DISTILLED.items() if name == config["_class_name"]), "")
+    word = next((word for word, name in DISTILLED.items() if name == config["_class_name"]), "")
+    if not word or model.family not in DISTILLED_FROM[word]:
+        return ""
+    if word == "turbo":
+        return word
+    steps = model.defaults.get("num_inference_steps")  # without these it may be any model with this schedule
+    return f"{word} {steps}step" if steps else ""
 
 
 # what cannot be told in such files

@@ -13,12 +13,10 @@ from ldm.checkpoint.export import differing, modelspec, network_tensors
 from ldm.checkpoint.extras import noted_vae, scaled_as
 from ldm.checkpoint.family import family_of
 from ldm.checkpoint.names_compvis import vae_names
-from ldm.checkpoint.names_controlnet import controlnet_config, controlnet_names
+from ldm.checkpoint.names_controlnet import CONTROL, controlnet_config, controlnet_names, pooled_by_name
 from ldm.checkpoint.writing import placed, write_tensors
 from unet.controlnet import ControlNet
 from vae import AutoencoderKL
-
-CONTROL = "control_model."
 
 
 def write_vae(
@@ -38,7 +36,9 @@ def write_vae(
     """
     tensors = dict(network_tensors(vae, vae_names(vae.config)))
     family = "sdxl" if vae.config.scaling_factor == VAE_SDXL.scaling_factor else "sd1"
-    metadata = modelspec(family, "/vae", target.stem, notes) if scaled else dict(notes)
+    mended = family == "sdxl" and not vae.config.force_upcast
+    name = f"{target.stem} (fp16-fix)" if mended else target.stem  # by which it is told again
+    metadata = modelspec(family, "/vae", name, notes) if scaled else dict(notes)
     read = scaled_as(infer.autoencoder_config(_shapes(tensors)), noted_vae(metadata))
     _require_same(differing(vae.config, read), "VAE")
     return _write(tensors, target, metadata, dtype, overwrite)
@@ -49,7 +49,7 @@ def write_controlnet(
 ) -> Path:
     """Writes a ControlNet under `control_model.`. Raises as `write_vae`."""
     tensors = dict(network_tensors(controlnet, controlnet_names(controlnet.config)))
-    config, read = controlnet.config, controlnet_config(_shapes(tensors))
+    config, read = controlnet.config, pooled_by_name(controlnet_config(_shapes(tensors)), target)
     unet = replace(config.unet, up_depths=read.unet.up_depths, out_channels=read.unet.out_channels)  # of no account
     _require_same(differing(unet, read.unet), "ControlNet")
     _require_same(differing(replace(config, unet=read.unet, hollow=config.hollow or read.hollow), read), "ControlNet")

@@ -12,7 +12,7 @@ from torch import Tensor
 from configs.architecture import AdapterConfig, AutoencoderConfig
 from configs.interchange import autoencoder_from_json
 from configs.interchange_extras import adapter_from_json, controlnet_from_json, tiny_from_json
-from configs.presets import VAE_KL_F8, VAE_SDXL
+from configs.presets import VAE_KL_F8, VAE_SDXL, VAE_UPSCALE
 from ldm.checkpoint import infer
 from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.files import listed
@@ -21,8 +21,9 @@ from ldm.checkpoint.infer_extras import adapter_config, image_prompt_config, tin
 from ldm.checkpoint.kinds import NO_CONTROLNET
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.names_compvis import renaming, vae_names
-from ldm.checkpoint.names_controlnet import controlnet_config, controlnet_names, original_spelling
+from ldm.checkpoint.names_controlnet import controlnet_config, controlnet_names, original_spelling, pooled_by_name
 from ldm.checkpoint.opened import Opened, opened, without
+from ldm.checkpoint.recognise import Recognised, recognise
 from ldm.checkpoint.source import Entry, open_source
 from ldm.checkpoint.weights import Canonical, main_dtype
 from unet.adapter import Adapter
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 VAE_PREFIXES = ("first_stage_model.", "vae.", "")
 VAE_ROOTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 NOT_IN_SHAPES = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast", "sample_size")
+MENDED = re.compile(r"fp16[-_ ]?fix")
 FACE_LORA = re.compile(r"ip_adapter\.(\d+)\.(to_(?:q|k|v|out)_lora\.(?:down|up)\.weight)")
 
 
@@ -49,16 +51,19 @@ def load_vae(
     dtype: torch.dtype | None = None,
     like: AutoencoderConfig | None = None,
     as_stored: bool = False,
+    allow_unknown_globals: bool = False,
 ) -> AutoencoderKL:
     """A separate VAE: a diffusers folder, or a file in either layout (also a whole model's, whose VAE is taken).
 
-    dtype: by default as stored, but not float16 where that overflows. like: the configuration of the VAE it replaces. A
-    single file does not say how its latents are scaled; that is taken from there, by default as in Stable Diffusion 1.
+    dtype: by default as stored, but not float16 where that overflows; a file whose path or notes say fp16-fix does not.
+    like: the configuration of the VAE it replaces. A single file does not say how its latents are scaled; that is taken
+        from there, by default as in Stable Diffusion 1. A whole model's file tells by its family.
     as_stored: leaves every tensor in the dtype it has in the file, to be written elsewhere rather than run.
+    allow_unknown_globals: as for `open_source`.
 
     Raises FileNotFoundError, and CheckpointError for other files.
     """
-    found = opened(path, "vae", "AutoencoderKL")
+    found = whole = opened(path, "vae", "AutoencoderKL", allow_unknown_globals=allow_unknown_globals)
     prefix = next((each for each in VAE_PREFIXES if _below(found.entries, each)), None)
     if prefix is None:
         raise CheckpointError(f"{found.path} holds no VAE: its names begin {listed(sorted(found.entries), 3)}")
@@ -67,11 +72,36 @@ def load_vae(
     shapes = {name: entry.shape for name, entry in entries.items()}
     config = found.config(autoencoder_from_json, lambda: infer.autoencoder_config(_original_vae(shapes)))
     if found.json is None:
-        config = scaled_as(config, like or noted_vae(found.metadata))
+        told = _family_vae(whole) if prefix == VAE_PREFIXES[0] else None
+        config = scaled_as(config, told or like or noted_vae(found.metadata))
+        config = replace(config, force_upcast=config.force_upcast and not _is_mended(found))
     original = any(name.startswith(("encoder.mid.", "decoder.mid.")) for name in entries)
     canonical = renaming(vae_names(config), prefix) if original else without(prefix, canonical_vae_keys)
     precision = _vae_dtype(config, dtype or main_dtype(found.entries))
     return found.filled(AutoencoderKL, config, canonical, precision, as_stored=as_stored)
+
+
+def vae_of(found: Recognised) -> AutoencoderConfig:
+    """The configuration of a recognised model's VAE or, where it has none, that of its family."""
+    own = found.parts["vae"].config if "vae" in found.parts else None
+    if isinstance(own, AutoencoderConfig):
+        return own
+    if found.task == "upscale":
+        return VAE_UPSCALE
+    return VAE_SDXL if found.family.startswith("sdxl") else VAE_KL_F8
+
+
+def _family_vae(whole: Opened) -> AutoencoderConfig | None:
+    """Of a whole model's file, None of others."""
+    try:
+        return vae_of(recognise(whole.shapes, whole.metadata))
+    except CheckpointError:
+        return None
+
+
+def _is_mended(found: Opened) -> bool:
+    """Whether a VAE says that it does not overflow in float16. On the hub the folder says so, not the file's name."""
+    return any(MENDED.search(text.lower()) for text in (str(found.path), *found.metadata.values()))
 
 
 def noted_vae(metadata: Mapping[str, str]) -> AutoencoderConfig:
@@ -128,6 +158,7 @@ def load_controlnet(path: str | Path, *, dtype: torch.dtype | None = None, as_st
     if not own and "input_hint_block.0.weight" not in shapes:
         raise CheckpointError(f"{found.path} is no ControlNet: its names begin {listed(sorted(shapes), 3)}")
     config = found.config(controlnet_from_json, lambda: controlnet_config(original_spelling(shapes) if own else shapes))
+    config = config if found.json is not None else pooled_by_name(config, found.path)
     canonical = without(prefix, dict) if own else renaming(controlnet_names(config), prefix)
     return found.filled(ControlNet, config, canonical, dtype, as_stored=as_stored)
 
@@ -135,8 +166,8 @@ def load_controlnet(path: str | Path, *, dtype: torch.dtype | None = None, as_st
 # T2I-Adapter
 
 
-def load_adapter(path: str | Path, *, dtype: torch.dtype | None = None) -> Adapter:
-    """A T2I-Adapter: a diffusers folder, or a file in either layout.
+def load_adapter(path: str | Path, *, dtype: torch.dtype | None = None, as_stored: bool = False) -> Adapter:
+    """A T2I-Adapter: a diffusers folder, or a file in either layout. as_stored: as for `load_vae`.
 
     Raises FileNotFoundError, and CheckpointError for other files.
     """
@@ -144,7 +175,11 @@ def load_adapter(path: str | Path, *, dtype: torch.dtype | None = None) -> Adapt
     shapes = {_adapter_name(name, found.entries): shape for name, shape in found.shapes.items()}
     config: AdapterConfig = found.config(adapter_from_json, lambda: adapter_config(shapes))
     names = {name: _adapter_name(name, found.entries) for name in found.entries}
-    return found.filled(Adapter, config, lambda tensors: {names[key]: tensor for key, tensor in tensors.items()}, dtype)
+
+    def canonical(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {names[key]: tensor for key, tensor in tensors.items()}
+
+    return found.filled(Adapter, config, canonical, dtype, as_stored=as_stored)
 
 
 def _adapter_name(name: str, names: Mapping[str, Entry]) -> str:
@@ -165,22 +200,28 @@ def _adapter_name(name: str, names: Mapping[str, Entry]) -> str:
 # tiny autoencoders
 
 
-def load_tiny(path: str | Path, *, dtype: torch.dtype | None = None) -> AutoencoderTiny:
+def load_tiny(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    as_stored: bool = False,
+    allow_unknown_globals: bool = False,
+) -> AutoencoderTiny:
     """A tiny autoencoder: a diffusers folder or file, or `taesd_encoder` and `taesd_decoder` as first published.
 
     Of such a pair, name either; where the other is not beside it, that half is missing. Those for Stable Diffusion 1
-    and for SDXL look alike: take the one for the model.
-
-    Raises FileNotFoundError, and CheckpointError for other files.
+    and for SDXL look alike: take the one for the model. Options as for `load_vae`. Raises FileNotFoundError, and
+    CheckpointError for other files.
     """
-    found = opened(path, "vae", "AutoencoderTiny")
+    trust = {"allow_unknown_globals": allow_unknown_globals}
+    found = opened(path, "vae", "AutoencoderTiny", **trust)
     if any(name.startswith(("encoder.layers.", "decoder.layers.")) for name in found.entries):
         config = found.config(tiny_from_json, lambda: tiny_config(found.shapes))
-        return found.filled(AutoencoderTiny, config, dict, dtype)
+        return found.filled(AutoencoderTiny, config, dict, dtype, as_stored=as_stored)
     halves = {_half(found): found}
     other = found.path.with_name(_exchanged(found.path.name))
     if other != found.path and other.is_file():
-        second = opened(other, "vae", "AutoencoderTiny")
+        second = opened(other, "vae", "AutoencoderTiny", **trust)
         halves.setdefault(_half(second), second)
     shapes = {
         f"{half}.{_layer(name, half)}": shape for half, each in halves.items() for name, shape in each.shapes.items()
@@ -189,7 +230,7 @@ def load_tiny(path: str | Path, *, dtype: torch.dtype | None = None) -> Autoenco
     tiny = on_meta(found.path, AutoencoderTiny, config)
     for half, each in halves.items():
         canonical = _relayered(half)
-        each.fill(getattr(tiny, half), canonical, dtype)
+        each.fill(getattr(tiny, half), canonical, dtype, as_stored=as_stored)
     return tiny.eval()
 
 

@@ -13,11 +13,18 @@ from ldm.checkpoint.errors import CheckpointError
 
 MAX_JSON = 16 * 2**20  # bytes; the largest index of a known model is a hundredth of it
 MAX_SHARDS = 1000
-MAX_LAYERS = 200  # of a kind at one resolution; the largest known model has 32
-LAYERS = (
-    *("layers_per_block", "transformer_layers_per_block", "num_hidden_layers"),
-    *("num_res_blocks", "num_encoder_blocks", "num_decoder_blocks"),
+MAX_TENSORS = 50_000  # in one file
+MAX_SIDES = 16
+MAX_CLAIM = 2**36  # elements, were no side empty: only an empty tensor can claim more than its file holds
+MAX_LAYERS = 64  # of a kind at one resolution; the largest known model has 32
+MAX_LEVELS = 10  # resolutions; the largest known models have 5
+MAX_BLOCKS = 256  # levels x layers x transformers in each; SDXL has 60
+LEVELS = (
+    *("block_out_channels", "channels", "encoder_block_out_channels", "decoder_block_out_channels"),
+    "conditioning_embedding_out_channels",
 )
+LAYERS = ("layers_per_block", "num_hidden_layers", "num_res_blocks", "num_encoder_blocks", "num_decoder_blocks")
+DEPTHS = ("transformer_layers_per_block", "reverse_transformer_layers_per_block")
 STEM = "diffusion_pytorch_model"
 WEIGHT_STEMS = {
     ".safetensors": {"text_encoder": "model", "text_encoder_2": "model"},
@@ -49,9 +56,17 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     """The configuration of a network. Raises as `read_json`, and for more layers than could ever be built."""
     json = read_json(path)
-    for key in LAYERS:
-        if any(len(number) > 3 or int(number) > MAX_LAYERS for number in re.findall(r"\d+", str(json.get(key)))):
+    levels = [len(json[key]) for key in LEVELS if isinstance(json.get(key), (list, dict, str))] or [4]  # the default
+    if max(levels) > MAX_LEVELS:
+        raise CheckpointError(f"{path} asks for more than {MAX_LEVELS} levels; is it the right file?")
+    numbers = {key: re.findall(r"\d+", str(json.get(key))) for key in (*LAYERS, *DEPTHS)}
+    for key, asked in numbers.items():
+        if any(len(number) > 3 or int(number) > MAX_LAYERS for number in asked):
             raise CheckpointError(f"{path}: {key} asks for more than {MAX_LAYERS} layers; is it the right file?")
+    layers = max((int(number) for key in LAYERS for number in numbers[key]), default=2)
+    depths = [int(number) for key in DEPTHS for number in numbers[key]] or [1]
+    if max(max(levels) * layers * max(*depths, 1), sum(depths), len(depths)) > MAX_BLOCKS:
+        raise CheckpointError(f"{path} asks for more than {MAX_BLOCKS} blocks in all; is it the right file?")
     return json
 
 

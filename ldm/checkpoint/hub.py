@@ -48,9 +48,9 @@ def resolve(
 ) -> Path:
     """The local folder of a model, `subfolder` included, or the single file that it is.
 
-    What exists here is taken as it is; only a name such as `org/name` that does not is downloaded, and of that only the
-    configurations, the tokenizers and the safetensors files of the variant (the plain ones of parts without it, and
-    pickles of parts that have nothing else).
+    What exists here is taken as it is; only a name such as `org/name` that does not (and has no ending of a file, and
+    no folder `org` here) is downloaded, and of that only the configurations, the tokenizers and the safetensors files
+    of the variant (the plain ones of parts without it, and pickles of parts that have nothing else).
 
     Raises FileNotFoundError, naming what is nearby, for a path that does not exist, and ValueError when the hub does
     not answer or does not have it.
@@ -62,7 +62,7 @@ def resolve(
         return local
     if local.exists():
         return require_folder(local, subfolder)
-    if not re.fullmatch(REPOSITORY, str(path_or_id)):
+    if not re.fullmatch(REPOSITORY, str(path_or_id)) or _is_path(local):
         return require_folder(local, subfolder)
     options = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
     root = _download(str(path_or_id), variant, f"{subfolder}/" if subfolder else "", options)
@@ -87,8 +87,7 @@ def resolve_part(
     """
     local = Path(path_or_id).expanduser()
     match = re.fullmatch(f"({REPOSITORY})(/.+)?", str(path_or_id))
-    named_file = match is not None and match[2] is None and local.suffix in FILES
-    if match is None or named_file or Path(local.parts[0]).exists():
+    if match is None or (match[2] is None and _is_path(local)) or Path(local.parts[0]).exists():
         return local
     file = (match[2] or "").removeprefix("/")
     options = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
@@ -96,6 +95,11 @@ def resolve_part(
     if not (folder / file).exists() or not any(folder.iterdir()):
         raise ValueError(f"{match[1]} on the hub has no {file or ' nor '.join(names)}; name one of its files behind it")
     return folder / file
+
+
+def _is_path(name: Path) -> bool:
+    """Whether what could be `org/name` is rather the path of something that is not there."""
+    return name.suffix in FILES or Path(name.parts[0]).exists()
 
 
 def require_folder(path: str | Path, subfolder: str | None = None) -> Path:

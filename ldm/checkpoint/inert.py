@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-MAX_SIDES = 16
-MAX_CLAIM = 2**36  # elements, were no side empty: only an empty tensor can claim more than its storage holds
+from ldm.checkpoint.files import MAX_CLAIM, MAX_SIDES
 
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}  # bytes
 STORAGES = {

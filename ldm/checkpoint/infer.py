@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from configs.architecture import AutoencoderConfig, Depths, TextEncoderConfig, UNetConfig
 from ldm.checkpoint.errors import CheckpointError
+from ldm.checkpoint.files import MAX_BLOCKS, MAX_LAYERS, MAX_LEVELS
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -25,6 +26,7 @@ Vector = Literal["none", "text_time", "class_table", "class_projection"]
 
 HEADS, HEAD_WIDTH, GROUPS, SIZE_DIM = 8, 64, 32, 256
 CLIP_TOKENS = 49408
+VIT_H = (24, 1024)  # layers and width of OpenCLIP's, of which Stable Diffusion 2 uses all layers but the last
 
 
 def shape_of(shapes: Shapes, name: str, ndim: int) -> Shape:
@@ -34,6 +36,24 @@ def shape_of(shapes: Shapes, name: str, ndim: int) -> Shape:
     if len(shapes[name]) != ndim or 0 in shapes[name]:
         raise CheckpointError(f"{name} has the shape {shapes[name]}, expected {ndim} dimensions")
     return shapes[name]
+
+
+def numbers_in(shapes: Shapes, pattern: str, most: int = MAX_LAYERS) -> list[int]:
+    """The different numbers, of up to three digits, that a pattern finds at the beginning of names, in order.
+
+    Raises CheckpointError for more than `most`, since a short file can claim networks that take minutes to build.
+    """
+    found = sorted({int(match[1]) for name in shapes if (match := re.match(pattern, name))})
+    if len(found) > most:
+        first = next(name for name in shapes if re.match(pattern, name))[:200]
+        raise CheckpointError(f"it claims {len(found)} blocks like {first!r}, more than {most}; no known network does")
+    return found
+
+
+def require_few(blocks: int) -> None:
+    """Raises CheckpointError for more blocks than any known network has."""
+    if blocks > MAX_BLOCKS:
+        raise CheckpointError(f"it claims {blocks} blocks, more than {MAX_BLOCKS}; no known network has so many")
 
 
 # U-Net
@@ -94,6 +114,9 @@ def levels_of(shapes: Shapes, side: str) -> list[list[Block]]:
             levels.append([])
     if not all(levels):
         raise CheckpointError(f"its U-Net has a level without {side}")
+    if len(levels) > MAX_LEVELS:
+        raise CheckpointError(f"its U-Net claims {len(levels)} levels, more than {MAX_LEVELS}; no known network does")
+    require_few(sum(max(1, depth_of(block)) for level in levels for block in level))
     return levels
 
 
@@ -105,7 +128,7 @@ def width_of(block: Block, side: str) -> int:
 
 
 def depth_of(block: Block) -> int:
-    return len({match[1] for name in block if (match := re.match(r"1\.transformer_blocks\.(\d+)\.", name))})
+    return len(numbers_in(block, r"1\.transformer_blocks\.(\d{1,3})\."))
 
 
 def _up_depths(levels: list[list[Block]]) -> Depths:
@@ -169,13 +192,15 @@ def dotted(flat: str) -> str:
 def autoencoder_config(shapes: Shapes) -> AutoencoderConfig:
     """The autoencoder with these tensors, by original names without prefix; the scale of its latents is not in them."""
     last = shape_of(shapes, "decoder.conv_in.weight", 4)
-    levels = sorted({int(match[1]) for name in shapes if (match := re.match(r"encoder\.down\.(\d{1,3})\.", name))})
+    levels = numbers_in(shapes, r"encoder\.down\.(\d{1,3})\.", MAX_LEVELS)
     channels = tuple(shape_of(shapes, f"encoder.down.{i}.block.0.conv2.weight", 4)[0] for i in levels)
     if not channels:
         raise CheckpointError("its autoencoder has no encoder")
+    layers = len(numbers_in(shapes, r"encoder\.down\.0\.block\.(\d{1,3})\."))
+    require_few(len(levels) * layers)
     return AutoencoderConfig(
         channels=channels,
-        layers=len({name.split(".")[4] for name in shapes if name.startswith("encoder.down.0.block.")}),
+        layers=layers,
         latent_channels=last[1],
         in_channels=shape_of(shapes, "encoder.conv_in.weight", 4)[1],
         out_channels=shape_of(shapes, "decoder.conv_out.weight", 4)[0],
@@ -195,7 +220,7 @@ def clip_config(shapes: Shapes, *, gelu: bool, projected: bool = False) -> TextE
     projected: it keeps its projection, if it has one.
     """
     embeddings = "text_model.embeddings"
-    layers = len({name.split(".")[3] for name in shapes if name.startswith("text_model.encoder.layers.")})
+    layers = len(numbers_in(shapes, r"text_model\.encoder\.layers\.(\d{1,3})\."))
     return _text_config(
         shape_of(shapes, f"{embeddings}.token_embedding.weight", 2),
         shape_of(shapes, f"{embeddings}.position_embedding.weight", 2)[0],
@@ -211,11 +236,12 @@ def clip_config(shapes: Shapes, *, gelu: bool, projected: bool = False) -> TextE
 def openclip_config(shapes: Shapes, *, projected: bool) -> TextEncoderConfig:
     """The text encoder with these tensors under OpenCLIP's names.
 
-    projected: it keeps all its layers and its projection (SDXL). Otherwise (SD 2) its last layer is left out, and files
-    that hold no projection have left it out themselves.
+    projected: it keeps all its layers and its projection (SDXL). Otherwise (SD 2) its last layer is left out. Files
+    that hold no projection have left it out themselves, unless they have as many layers as OpenCLIP's ViT-H.
     """
-    layers = len({name.split(".")[2] for name in shapes if name.startswith("transformer.resblocks.")})
-    whole = "text_projection" in shapes
+    layers = len(numbers_in(shapes, r"transformer\.resblocks\.(\d{1,3})\."))
+    width = shape_of(shapes, "token_embedding.weight", 2)[1]
+    whole = "text_projection" in shapes or (layers, width) == VIT_H
     return _text_config(
         shape_of(shapes, "token_embedding.weight", 2),
         shape_of(shapes, "positional_embedding", 2)[0],

@@ -4,7 +4,8 @@ import re
 
 from configs.architecture import AdapterConfig, ImagePromptConfig, TinyConfig
 from ldm.checkpoint.errors import CheckpointError
-from ldm.checkpoint.infer import HEAD_WIDTH, Shapes, shape_of
+from ldm.checkpoint.files import MAX_BLOCKS, MAX_LEVELS
+from ldm.checkpoint.infer import HEAD_WIDTH, Shapes, numbers_in, shape_of
 
 FOLDED = {64: (1, 8), 192: (3, 8), 256: (1, 16), 768: (3, 16)}  # first channels: of the control image, folding factor
 FACTOR_XL = 16
@@ -13,7 +14,7 @@ PATCHES = 0  # a token for each of the patches
 
 def adapter_config(shapes: Shapes) -> AdapterConfig:
     """The T2I-Adapter with these tensors, by our names. Raises CheckpointError for other shapes."""
-    levels = sorted({int(match[1]) for name in shapes if (match := re.match(r"adapter\.body\.(\d{1,2})\.", name))})
+    levels = numbers_in(shapes, r"adapter\.body\.(\d{1,3})\.", MAX_LEVELS)
     light = "adapter.body.0.out_conv.weight" in shapes
     first = "adapter.body.0.in_conv.weight" if light else "adapter.conv_in.weight"
     width = "out_conv" if light else "resnets.0.block1"
@@ -26,7 +27,7 @@ def adapter_config(shapes: Shapes) -> AdapterConfig:
         kind="light" if light else "full_xl" if factor == FACTOR_XL else "full",
         in_channels=in_channels,
         channels=channels[:-1] if light else channels,
-        layers=len({name.split(".")[4] for name in shapes if name.startswith("adapter.body.0.resnets.")}),
+        layers=len(numbers_in(shapes, r"adapter\.body\.0\.resnets\.(\d{1,3})\.", MAX_BLOCKS // MAX_LEVELS)),
         factor=factor,
     )
 
@@ -48,20 +49,19 @@ def tiny_config(shapes: Shapes) -> TinyConfig:
 def _half(shapes: Shapes, half: str) -> list[tuple[int, int]]:
     """Width of each convolution by itself and how many blocks follow it; the last is the way out."""
     found: list[tuple[int, int]] = []
-    numbers = {int(match[1]) for name in shapes if (match := re.match(rf"{half}\.layers\.(\d{{1,3}})\.", name))}
-    for i in sorted(numbers):
+    for i in numbers_in(shapes, rf"{half}\.layers\.(\d{{1,3}})\.", MAX_BLOCKS):
         if f"{half}.layers.{i}.conv.0.weight" not in shapes:
             found.append((shape_of(shapes, f"{half}.layers.{i}.weight", 4)[0], 0))
         elif found:
             found[-1] = found[-1][0], found[-1][1] + 1
+    if len(found) > MAX_LEVELS + 1:
+        raise CheckpointError(f"its {half} claims {len(found) - 1} levels, more than {MAX_LEVELS}; no known one does")
     return found
 
 
 def image_prompt_config(shapes: Shapes) -> ImagePromptConfig:
     """The IP-Adapter with these tensors. Raises CheckpointError naming the first that is missing."""
-    numbers = sorted(
-        {int(match[1]) for name in shapes if (match := re.fullmatch(r"ip_adapter\.(\d{1,3})\.to_k_ip\.weight", name))}
-    )
+    numbers = numbers_in(shapes, r"ip_adapter\.(\d{1,3})\.to_k_ip\.weight$", MAX_BLOCKS)
     if not numbers or numbers != list(range(1, 2 * len(numbers), 2)):
         raise CheckpointError("its keys (ip_adapter.N.to_k_ip) are not numbered 1, 3, 5, ...; the file is incomplete")
     pairs = [shape_of(shapes, f"ip_adapter.{n}.to_k_ip.weight", 2) for n in numbers]
@@ -104,7 +104,7 @@ def _projection(shapes: Shapes, d: int, attentions: tuple[int, ...]) -> ImagePro
 
 def _resampler(shapes: Shapes, prefix: str, d: int, attentions: tuple[int, ...]) -> ImagePromptConfig:
     width, e = shape_of(shapes, f"{prefix}proj_in.weight", 2)
-    depth = len({name.removeprefix(prefix).split(".")[1] for name in shapes if name.startswith(f"{prefix}layers.")})
+    depth = len(numbers_in(shapes, rf"{re.escape(prefix)}layers\.(\d{{1,3}})\."))
     return ImagePromptConfig(
         "plus",
         image_dim=e,

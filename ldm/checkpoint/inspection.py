@@ -15,7 +15,8 @@ from ldm.checkpoint.files import listed, sha256_of
 from ldm.checkpoint.hub import FILES, is_embedded, require_folder
 from ldm.checkpoint.inspection_folder import Part, complaints, model_folder, part_folder
 from ldm.checkpoint.kinds import kind_of
-from ldm.checkpoint.published import TITLES, title
+from ldm.checkpoint.names_controlnet import CONTROL
+from ldm.checkpoint.published import TITLES, title, titled
 from ldm.checkpoint.recognise import EMA_PREFIX, Recognised, recognise
 from ldm.checkpoint.source import FLOATS, Entry, Source, open_source
 from ldm.checkpoint.traits import EMBEDDING, is_embedding, traits_of
@@ -123,7 +124,7 @@ def _file(path: Path) -> Inspection:
         tensors=_tensors(source.entries),
     )
     try:
-        return _model(found, source, recognise(_shapes(source.entries), source.metadata))
+        return _model(found, source, recognise(_shapes(source.entries), titled(source.metadata, path)))
     except NoModel:
         return _beside(found, source)
     except CheckpointError as error:  # a model with a hole in it
@@ -145,6 +146,8 @@ def _opened(path: Path) -> tuple[Source, tuple[str, ...]]:
 
 def _model(base: Inspection, source: Source, found: Recognised) -> Inspection:
     notes = [f"it holds no {part}: pass {REMEDIES[part]}, of its family" for part in found.missing]
+    if any(name.startswith(CONTROL) for name in source.entries):
+        notes.append(f"it holds a ControlNet ({CONTROL}*) beside the model it steers: load_controlnet reads that alone")
     prediction = asdict(found.prediction)
     if found.prediction.kind is None:
         prediction["reason"] += "; loading asks the U-Net"

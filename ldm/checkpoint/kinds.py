@@ -4,12 +4,18 @@ import re
 from collections.abc import Collection, Mapping
 
 SUPPORTED = "supported are Stable Diffusion 1, 2 and XL"
+LORA = "a LoRA"
 TINY = "a tiny autoencoder (TAESD)"
 
 # Rows in the order they are tried: what it is called, a pattern of one of its names, and what to do with it.
 KINDS: tuple[tuple[str, str, str], ...] = (
+    (  # before LoRAs: FaceID holds one
+        "an IP-Adapter",
+        r"^(image_proj|ip_adapter)\.|\.to_[kv]_ip\.weight$",
+        "it steers a model and is not one: load the model itself",
+    ),
     (
-        "a LoRA",
+        LORA,
         r"lora_(down|up|A|B|mid)\.|\.lora\.(down|up)\.|lora_linear_layer|\.(hada_w\d|lokr_w\d)|_lora\.(down|up)\.",
         "load a model first and then this, with load_lora(...) or --lora",
     ),
@@ -17,11 +23,6 @@ KINDS: tuple[tuple[str, str, str], ...] = (
     (
         "a ControlNet",
         r"^control_model\.|^(input_hint_block|zero_convs)\.|^controlnet_(cond_embedding|down_blocks)\.",
-        "it steers a model and is not one: load the model itself",
-    ),
-    (
-        "an IP-Adapter",
-        r"^(image_proj|ip_adapter)\.|\.to_[kv]_ip\.weight$",
         "it steers a model and is not one: load the model itself",
     ),
     (
@@ -83,7 +84,7 @@ def kind_of(names: Collection[str], metadata: Mapping[str, str] | None = None) -
     """
     architecture = (metadata or {}).get("modelspec.architecture", "")
     if architecture.endswith("/lora") or "ss_network_module" in (metadata or {}):
-        return KINDS[0][0], KINDS[0][2]
+        return next((kind, remedy) for kind, _, remedy in KINDS if kind == LORA)
     for kind, pattern, remedy in KINDS:
         if any(re.search(pattern, name) for name in names):
             return kind, remedy

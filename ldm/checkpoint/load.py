@@ -8,15 +8,13 @@ import torch
 
 from configs.architecture import AutoencoderConfig
 from configs.interchange import autoencoder_from_json
-from configs.presets import VAE_KL_F8, VAE_SDXL, VAE_UPSCALE
-from ldm.checkpoint.extras import load_tiny, load_vae
+from ldm.checkpoint.extras import load_tiny, load_vae, vae_of
 from ldm.checkpoint.files import read_config, read_json
 from ldm.checkpoint.folder import load_folder
 from ldm.checkpoint.hub import resolve, resolve_part
 from ldm.checkpoint.kinds import TINY, kind_of
 from ldm.checkpoint.prediction import checked
-from ldm.checkpoint.recognise import recognise
-from ldm.checkpoint.single_file import load_single_file
+from ldm.checkpoint.single_file import load_single_file, recognised
 from ldm.checkpoint.source import open_source
 from ldm.model import LatentDiffusion
 from vae import Autoencoder
@@ -41,17 +39,21 @@ def load_model(
         that of a model, which lends its own.
     prediction_type: "epsilon" or "v_prediction", whatever the model itself says.
     ema: as for `load_single_file`; folders hold no averaged weights. as_stored: as for both.
-    allow_unknown_globals: as for `open_source`, for single files that are pickles.
+    allow_unknown_globals: as for `open_source`, for single files that are pickles, also of parts.
 
     Raises as these two do.
     """
     path = Path(path).expanduser()
     given = dict(components or {})
+    trust: dict[str, Any] = {"allow_unknown_globals": allow_unknown_globals}
     if isinstance(place := given.get("vae"), (str, Path)):
-        given["vae"] = load_autoencoder(place, dtype=dtype, like=_own_vae(path, allow_unknown_globals))
+        like = _own_vae(path, allow_unknown_globals)
+        given["vae"] = load_autoencoder(place, dtype=dtype, like=like, as_stored=as_stored, **trust)
     if isinstance(place := given.get("text_encoder"), (str, Path)):
-        lender = load_model(resolve(place), prediction_type="epsilon")  # which does not matter, and need not be found
-        given["text_encoder"] = lender.text_encoder.to(dtype or lender.dtype)
+        # what it predicts does not matter, and need not be found
+        lender = load_model(resolve(place), prediction_type="epsilon", as_stored=as_stored, **trust)
+        encoder = lender.text_encoder
+        given["text_encoder"] = encoder if as_stored else encoder.to(dtype or lender.dtype)
     if path.exists() and not path.is_dir():
         if variant is not None:
             raise ValueError(f"{path} is a single file and has no variants; leave variant out")
@@ -62,7 +64,7 @@ def load_model(
             prediction_type=prediction_type,
             ema=ema,
             as_stored=as_stored,
-            allow_unknown_globals=allow_unknown_globals,
+            **trust,
         )
     kind = None if prediction_type is None else checked(prediction_type)
     if ema:
@@ -74,16 +76,23 @@ def load_model(
 
 
 def load_autoencoder(
-    path: str | Path, *, dtype: torch.dtype | None = None, like: AutoencoderConfig | None = None
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    like: AutoencoderConfig | None = None,
+    as_stored: bool = False,
+    allow_unknown_globals: bool = False,
 ) -> Autoencoder:
     """A VAE (`load_vae`) or tiny autoencoder (`load_tiny`), from a file, folder or hub id. Raises as these two do."""
-    path = resolve_part(path, VAE_FILES)
-    return load_tiny(path, dtype=dtype) if _is_tiny(path) else load_vae(path, dtype=dtype, like=like)
+    path, trust = resolve_part(path, VAE_FILES), {"allow_unknown_globals": allow_unknown_globals}
+    if _is_tiny(path, allow_unknown_globals):
+        return load_tiny(path, dtype=dtype, as_stored=as_stored, **trust)
+    return load_vae(path, dtype=dtype, like=like, as_stored=as_stored, **trust)
 
 
-def _is_tiny(path: Path) -> bool:
+def _is_tiny(path: Path, allow_unknown_globals: bool) -> bool:
     if not path.is_dir():
-        return kind_of(open_source(path).entries)[0] == TINY
+        return kind_of(open_source(path, allow_unknown_globals=allow_unknown_globals).entries)[0] == TINY
     part = path / "vae" if (path / "model_index.json").exists() else path
     return read_json(part / "config.json").get("_class_name") == "AutoencoderTiny"
 
@@ -93,11 +102,4 @@ def _own_vae(path: Path, allow_unknown_globals: bool) -> AutoencoderConfig | Non
     if path.is_dir():
         json = read_config(config) if (config := path / "vae" / "config.json").exists() else {}
         return autoencoder_from_json(json) if json.get("_class_name") == "AutoencoderKL" else None
-    source = open_source(path, allow_unknown_globals=allow_unknown_globals)
-    found = recognise({name: entry.shape for name, entry in source.entries.items()}, source.metadata)
-    own = found.parts["vae"].config if "vae" in found.parts else None
-    if isinstance(own, AutoencoderConfig):
-        return own
-    if found.task == "upscale":
-        return VAE_UPSCALE
-    return VAE_SDXL if found.family.startswith("sdxl") else VAE_KL_F8
+    return vae_of(recognised(open_source(path, allow_unknown_globals=allow_unknown_globals)))

@@ -3,15 +3,23 @@
 Original: `cldm.cldm.ControlNet` of lllyasviel/ControlNet, prefix `control_model.` or none.
 """
 
+import logging
 import re
 from collections import Counter
+from dataclasses import replace
 from math import gcd
+from pathlib import Path
 
 from configs.architecture import ControlNetConfig, UNetConfig
 from ldm.checkpoint import infer
+from ldm.checkpoint.errors import CheckpointError
+from ldm.checkpoint.files import MAX_LEVELS
 from ldm.checkpoint.infer import Shapes, shape_of
 from ldm.checkpoint.names_compvis import BOTH, RESNET, Name, pairs, transformer, trunk
 
+logger = logging.getLogger(__name__)
+
+CONTROL = "control_model."  # before the names in most original files
 XL_CONTEXT = 2048  # of small SDXL ControlNets, which look at no text but are given it
 OUTER = {
     "time_embedding.linear_1": "time_embed.0",
@@ -73,19 +81,34 @@ def controlnet_config(shapes: Shapes) -> ControlNetConfig:
         vector_dim=vector_dim,
         norm_groups=gcd(infer.GROUPS, *channels),
     )
-    last = max(int(match[1]) for name in shapes if (match := re.match(r"input_hint_block\.(\d{1,3})\.weight", name)))
+    hints = infer.numbers_in(shapes, r"input_hint_block\.(\d{1,3})\.weight", 2 * MAX_LEVELS)
+    if not hints:
+        raise CheckpointError("input_hint_block.0.weight is missing")
     return ControlNetConfig(
         unet=unet,
         hollow=tuple("1.norm.weight" in level[0] and not any(row) for level, row in zip(levels, depths, strict=True)),
-        hint_channels=tuple(shape_of(shapes, f"input_hint_block.{i}.weight", 4)[0] for i in range(0, last, 4)),
+        hint_channels=tuple(shape_of(shapes, f"input_hint_block.{i}.weight", 4)[0] for i in range(0, hints[-1], 4)),
         hint_in=shape_of(shapes, "input_hint_block.0.weight", 4)[1],
     )
+
+
+def pooled_by_name(config: ControlNetConfig, path: Path) -> ControlNetConfig:
+    """A configuration read from shapes, with what only the file's name tells, as everybody reads it.
+
+    ControlNet Shuffle averages its residuals over the picture.
+    """
+    if "shuffle" not in path.name.lower():
+        return config
+    logger.warning("%s is taken for ControlNet Shuffle, by its name: it acts on the picture as a whole", path)
+    return replace(config, pooled=True)
 
 
 def original_spelling(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """Shapes of a ControlNet under diffusers' names, under the original ones."""
     rows = Counter(
-        match[1] for name in shapes if (match := re.fullmatch(r"down_blocks\.(\d+)\.resnets\.\d+\.conv1\.weight", name))
+        match[1]
+        for name in shapes
+        if (match := re.fullmatch(r"down_blocks\.(\d{1,3})\.resnets\.\d{1,3}\.conv1\.weight", name))
     )
     starts, i = {}, 1
     for level in sorted(rows, key=int):
@@ -103,15 +126,19 @@ def _original(name: str, starts: dict[str, int], rows: Counter[str], outer: dict
     match name.split("."):
         case ["down_blocks", level, "downsamplers", "0", "conv", leaf] if level in starts:
             return f"input_blocks.{starts[level] + rows[level]}.0.op.{leaf}"
-        case ["down_blocks", level, ("resnets" | "attentions") as kind, j, *rest] if level in starts and j.isdigit():
+        case ["down_blocks", level, ("resnets" | "attentions") as kind, j, *rest] if level in starts and _counts(j):
             return f"input_blocks.{starts[level] + int(j)}.{int(kind == 'attentions')}.{_inner(rest)}"
         case ["mid_block", kind, j, *rest] if f"{kind}.{j}" in MIDDLE:
             return f"middle_block.{MIDDLE[f'{kind}.{j}']}.{_inner(rest)}"
         case ["controlnet_down_blocks", i, leaf]:
             return f"zero_convs.{i}.0.{leaf}"
-        case ["controlnet_cond_embedding", "blocks", k, leaf] if k.isdigit():
+        case ["controlnet_cond_embedding", "blocks", k, leaf] if _counts(k):
             return f"input_hint_block.{2 * int(k) + 2}.{leaf}"
     return name
+
+
+def _counts(text: str) -> bool:
+    return re.fullmatch(r"\d{1,3}", text) is not None
 
 
 def _inner(parts: list[str]) -> str:

@@ -67,8 +67,8 @@ class Opened:
             raise CheckpointError(f"{self.path} is damaged, or of a kind that is not known here: {error}") from None
 
 
-def opened(path: str | Path, part: str, class_name: str) -> Opened:
-    """A folder of diffusers, a model's folder with such a part, or a single file."""
+def opened(path: str | Path, part: str, class_name: str, *, allow_unknown_globals: bool = False) -> Opened:
+    """A folder of diffusers, a model's folder with such a part, or a single file (`open_source`)."""
     path = Path(path).expanduser()
     if path.is_dir() and (path / "model_index.json").exists():
         path = path / part
@@ -77,7 +77,8 @@ def opened(path: str | Path, part: str, class_name: str) -> Opened:
         if json.get("_class_name", class_name) != class_name:
             raise CheckpointError(f"{path} is a {json['_class_name']}, not a {class_name}")
         return Opened(path, read_headers(find_weights(path, part)), json, {})
-    source, beside = open_source(path), path.parent / "config.json"
+    source = open_source(path, allow_unknown_globals=allow_unknown_globals)
+    beside = path.parent / "config.json"
     own = path.stem.startswith(STEM) and beside.is_file()
     json = read_config(beside) if own else {}
     return Opened(path, source.entries, json if json.get("_class_name") == class_name else None, source.metadata)

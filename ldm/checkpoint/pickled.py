@@ -11,13 +11,12 @@ from torch import Tensor
 
 from ldm.checkpoint.archive import Record, read_archive
 from ldm.checkpoint.errors import CheckpointError
-from ldm.checkpoint.files import listed
+from ldm.checkpoint.files import MAX_TENSORS, listed
 from ldm.checkpoint.inert import SIZES, Broken, Stub, View, is_familiar
 from ldm.checkpoint.unpickle import MAX_PICKLE, unpickle
 
 MAX_DEPTH = 32  # of dicts in dicts
 MAX_ITEMS = 250_000  # looked at in search of tensors
-MAX_TENSORS = 50_000
 MAX_NAME = 500  # letters
 MAX_SCALARS = 1000  # kept as metadata, and letters of each
 DTYPES = {
@@ -67,8 +66,9 @@ def read_pickled(path: Path, *, allow_unknown_globals: bool = False) -> Pickled:
         if unknown and not allow_unknown_globals:
             raise CheckpointError(
                 f"{path} refers to code that weights do not need: {listed(unknown)}. None of it was run. If it is a "
-                "model and you know where it is from, from_pretrained(..., allow_unknown_globals=True) and "
-                "--allow-unknown-globals load its tensors; the code still does not run"
+                "model, or lends one its VAE or text, and you know where it is from, allow_unknown_globals=True in "
+                "from_pretrained and --allow-unknown-globals load its tensors (the code still does not run); of "
+                "anything else, fetch a .safetensors file"
             )
         state, metadata = _unwrapped(value)
         views = _by_name(_flat(state))

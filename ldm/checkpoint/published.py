@@ -1,5 +1,8 @@
 """What is in no tensor: how each family samples and is scaled, as in the folders its makers published."""
 
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from configs.architecture import UNetConfig
@@ -42,6 +45,11 @@ EULER_XL: dict[str, Any] = {
 }
 # Distilled models have the names and shapes of what they were distilled from; their titles tell them apart.
 DISTILLED = {"turbo": "EulerAncestralDiscreteScheduler", "lightning": "EulerDiscreteScheduler"}
+DISTILLED_FROM = {"turbo": ("sdxl", "sd2"), "lightning": ("sdxl",)}
+DISTILLED_STEPS = {"turbo": 4, "lightning": 8}
+MOST_STEPS = 16  # that a title can mean
+TITLE = "modelspec.title"
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 SCALES = {"sdxl": 0.13025, "sdxl_refiner": 0.13025}
 UPSCALE_SCALE = 0.08333
 SIZES = {"sd1": 64, "sd2": 64, "sdxl": 128, "sdxl_refiner": 128}  # latent cells
@@ -59,6 +67,33 @@ def task_of(config: UNetConfig) -> str:
     if config.vector in ("class_table", "class_projection"):
         return "upscale" if config.vector == "class_table" else "unclip"
     return {1: "depth", 4: "instruct", 5: "inpaint"}.get(config.in_channels - config.out_channels, "")
+
+
+def titled(metadata: Mapping[str, str], path: Path) -> dict[str, str]:
+    """A file's metadata with a title, which without one is its name: most distilled models have no other."""
+    return {TITLE: path.stem, **metadata}
+
+
+def distilled_of(family: str, title: str) -> str:
+    """The key of DISTILLED that a title or a file's name says a model to be, or "".
+
+    It is a word of its own, behind what the model is called: "SDXL-Lightning", not "Lightning Bolt" or "turbofans".
+    """
+    words = [word.lower() for word in WORD.findall(title)][1:]
+    return next((word for word, families in DISTILLED_FROM.items() if family in families and word in words), "")
+
+
+def distilled_defaults(distilled: str, title: str) -> dict[str, Any]:
+    """Steps and guidance of a distilled model where a call gives none; {} for others. Lightning's title has the steps.
+
+    A guidance of 1 is none: such models have it in their weights.
+    """
+    if not distilled:
+        return {}
+    match = re.search(r"(?<![\d.])(\d{1,2})[ _-]?steps?(?![a-z])", title.lower())
+    said = int(match[1]) if match and distilled == "lightning" else 0
+    steps = said if 1 <= said <= MOST_STEPS else DISTILLED_STEPS[distilled]
+    return {"num_inference_steps": steps, "guidance_scale": 1.0}
 
 
 def scheduler_config(family: str, task: str, prediction: str, *, zero_snr: bool, distilled: str = "") -> dict[str, Any]:

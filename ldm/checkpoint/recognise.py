@@ -19,13 +19,14 @@ from ldm.checkpoint.kinds import foreign_noise, kind_of
 from ldm.checkpoint.names_compvis import Name, clip_names, openclip_names, unet_names, vae_names
 from ldm.checkpoint.prediction import Prediction, prediction_of
 from ldm.checkpoint.published import (
-    DISTILLED,
     SCALES,
     SIZES,
+    TITLE,
     UPSCALE_PIXELS,
     UPSCALE_SCALE,
     UPSCALE_SIZE,
     V_SIZE,
+    distilled_of,
     task_of,
     title,
 )
@@ -126,8 +127,7 @@ def recognise(
     table = tuple(replace(name, original=where.key(name.original)) for name in unet_names(unet))
     parts["unet"] = Part(unet, where.prefix, table)
     missing = tuple(part for part in ("vae", *ENCODERS[family]) if part not in parts)
-    titled = metadata.get("modelspec.title", "").lower()
-    distilled = next((word for word in DISTILLED if word in titled), "")
+    distilled = distilled_of(family, metadata.get(TITLE, ""))
     absent, unknown, foreign = _accounted(shapes, parts, where)
     return Recognised(family, task, parts, missing, prediction, distilled, where.averaged, absent, unknown, foreign)
 

@@ -15,11 +15,12 @@ from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.family import described, family_of
 from ldm.checkpoint.files import listed
 from ldm.checkpoint.hash import remember_files
+from ldm.checkpoint.inspection import REMEDIES
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.names_compvis import fits, renaming
 from ldm.checkpoint.overrides import checked
 from ldm.checkpoint.probe import predicts_velocity
-from ldm.checkpoint.published import model_index, scheduler_config
+from ldm.checkpoint.published import TITLE, distilled_defaults, model_index, scheduler_config, titled
 from ldm.checkpoint.recognise import ENCODERS, Part, Recognised, completed, recognise, with_pooled
 from ldm.checkpoint.source import Entry, Source, open_source
 from ldm.checkpoint.weights import DTYPES, load_weights, main_dtype
@@ -59,7 +60,7 @@ def load_single_file(
     """
     path, given = Path(path).expanduser(), checked(components or {})
     source = open_source(path, allow_unknown_globals=allow_unknown_globals)
-    loader = _Loader(source, _recognised(source, prediction_type, ema), given)
+    loader = _Loader(source, recognised(source, prediction_type, ema), given)
     loader.check()
     loader.dtype = None if as_stored else dtype or loader.stored_dtype()
     unet = loader.unet()
@@ -68,7 +69,8 @@ def load_single_file(
     scheduler = given.get("scheduler") or _scheduler(found, kind)
     if prediction_type is not None:
         scheduler = {**scheduler, "prediction_type": kind}
-    for note in (notes := [*notes, *loader.notes()]):
+    defaults = distilled_defaults(found.distilled, titled(source.metadata, path)[TITLE])
+    for note in (notes := [*notes, *loader.notes(), *_distilled_notes(found.distilled, defaults)]):
         logger.warning("%s: %s", path, note)
     return LatentDiffusion(
         autoencoder=loader.autoencoder(),
@@ -79,13 +81,15 @@ def load_single_file(
         model_index=model_index(found.family, found.task),
         source=str(path),
         notes=tuple(notes),
+        defaults=defaults,
     )
 
 
-def _recognised(source: Source, prediction_type: str | None, ema: bool | None) -> Recognised:
-    shapes = {name: entry.shape for name, entry in source.entries.items()}
+def recognised(source: Source, prediction_type: str | None = None, ema: bool | None = None) -> Recognised:
+    """What an opened file holds, as `recognise` says. Raises CheckpointError that names the file."""
+    shapes, metadata = {name: entry.shape for name, entry in source.entries.items()}, source.metadata
     try:
-        found = recognise(shapes, source.metadata, prediction_type=prediction_type, ema=ema)
+        found = recognise(shapes, titled(metadata, source.path), prediction_type=prediction_type, ema=ema)
     except CheckpointError as error:
         raise CheckpointError(f"{source.path}: {error}") from None
     if found.task == "unclip":
@@ -94,6 +98,16 @@ def _recognised(source: Source, prediction_type: str | None, ema: bool | None) -
             "take a Stable Diffusion 2 model that draws from text"
         )
     return found
+
+
+def _distilled_notes(distilled: str, defaults: Mapping[str, Any]) -> list[str]:
+    if not distilled:
+        return []
+    steps = defaults["num_inference_steps"]
+    return [
+        f"its title or name says {distilled}, so without other arguments it takes {steps} steps and no guidance "
+        "(num_inference_steps= and guidance_scale=, or --steps and --guidance-scale, decide otherwise)"
+    ]
 
 
 def _scheduler(found: Recognised, kind: str) -> dict[str, Any]:
@@ -119,8 +133,8 @@ class _Loader:
         """Raises CheckpointError naming the parts or tensors that are missing, before anything is read."""
         if missing := [part for part in self.found.missing if part not in self.replaced]:
             parts = " and no ".join(CALLED[part] for part in missing)
-            remedy = ", ".join(f"{part}=..." for part in missing)
-            raise CheckpointError(f"{self.where} holds no {parts}: pass {remedy}, from another model of its family")
+            remedy = " and ".join(dict.fromkeys(REMEDIES[part] for part in missing))
+            raise CheckpointError(f"{self.where} holds no {parts}: pass {remedy}, of its family")
         if absent := [key for part in self.read.values() for key in self._absent(part)]:
             raise CheckpointError(f"{self.where} lacks {len(absent)} of its tensors: {listed(absent)}")
         if (unknown := list(self.found.unknown)) and "unet" in self.read:

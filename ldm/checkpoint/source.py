@@ -14,16 +14,13 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from ldm.checkpoint.errors import CheckpointError
-from ldm.checkpoint.files import listed, require_regular
+from ldm.checkpoint.files import MAX_CLAIM, MAX_SIDES, MAX_TENSORS, listed, require_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_HEADER = 25 * 2**20  # bytes
-MAX_TENSORS = 50_000
 MAX_WORDS = 20 * MAX_TENSORS  # strings and numbers of a header, each of which takes a hundred times its bytes to hold
-MAX_SIDES = 16
-MAX_CLAIM = 2**36  # elements, were no side empty: only an empty tensor can claim more than its file holds
 FLOATS = ("F64", "F32", "F16", "BF16")  # what weights are read from
 WINDOW = 16 * 2**20  # bytes
 

@@ -18,7 +18,7 @@ from ldm.checkpoint.infer import Shapes
 from ldm.checkpoint.infer_extras import FACTOR_XL, FOLDED, image_prompt_config
 from ldm.checkpoint.kinds import NO_CONTROLNET, TINY
 from ldm.checkpoint.names_compvis import vae_names
-from ldm.checkpoint.names_controlnet import controlnet_config, controlnet_names, original_spelling
+from ldm.checkpoint.names_controlnet import CONTROL, controlnet_config, controlnet_names, original_spelling
 from ldm.checkpoint.source import Source
 from ldm.lora.guess import OTHERS, text_width
 from ldm.lora.layout import RANKED, kinds_of, role_of
@@ -141,7 +141,7 @@ def _controlnet(source: Source, shapes: Shapes) -> Traits:
     for which, pattern in NO_CONTROLNET.items():
         if any(re.fullmatch(pattern, name) for name in shapes):
             return Traits(details={"which": f"{which}, which is not supported"})
-    prefix = "control_model." if any(name.startswith("control_model.") for name in shapes) else ""
+    prefix = CONTROL if any(name.startswith(CONTROL) for name in shapes) else ""
     inner = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
     own = any(name.startswith("controlnet_cond_embedding.") for name in inner)
     config = controlnet_config(original_spelling(inner) if own else inner)
@@ -181,7 +181,7 @@ def _ip_adapter(source: Source, shapes: Shapes) -> Traits:
 def _embedding(source: Source, shapes: Shapes) -> Traits:
     """The width is that of the text: of SDXL's two encoders together."""
     width = sum({shape[-1] for shape in shapes.values() if shape})
-    names = [source.metadata["name"]] if "name" in source.metadata else [name for name in shapes if name not in UNNAMED]
+    names = [name for name in shapes if name not in UNNAMED]
     rows = [shape[0] if len(shape) > 1 else 1 for shape in shapes.values()]
     words = names[:MOST] or [f"{source.path.stem} (the name of the file)"]
     return Traits(BY_WIDTH.get(width, ""), {"word": words, "vectors": max(rows), "width": width})

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ldm.checkpoint import pickled
 from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.files import listed
-from ldm.checkpoint.source import Entry, open_source
+from ldm.checkpoint.source import FLOATS, Entry, open_source
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {name: pickled.DTYPES[name] for name in FLOATS}
 
 Canonical = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 

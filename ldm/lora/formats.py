@@ -18,6 +18,8 @@ from ldm.lora.layout import find_lora, role_of
 from ldm.lora.metadata import Alphas
 from ldm.lora.names import Names
 
+WHOLE = ("I64", "I32", "I16", "I8")  # what an alpha may be stored as too, as by sd-scripts
+
 
 @dataclass(frozen=True, eq=False)
 class Lora:
@@ -79,14 +81,17 @@ def _sorted_out(source: Source, names: Names) -> tuple[dict[str, dict[str, str]]
             raise CheckpointError(f"{source.path} holds {own} twice, as {modules[own][role]} and {key}; remove one")
         else:
             modules[own][role] = key
+    lone = [own for own, keys in modules.items() if list(keys) == ["alpha"]]  # it scales nothing
+    foreign += [modules.pop(own)["alpha"] for own in lone]
     return {own: keys for own, keys in modules.items() if keys}, foreign
 
 
 def _factors(own: str, keys: Mapping[str, str], source: Source, alphas: Alphas) -> Factors:
     """The tensors of a module. Raises CheckpointError for a dtype that holds no weights, or an odd alpha."""
-    for key in keys.values():
-        if source.entries[key].dtype not in DTYPES:
-            wanted = listed(sorted(DTYPES))
+    for role, key in keys.items():
+        known = {*DTYPES, *WHOLE} if role == "alpha" else DTYPES
+        if source.entries[key].dtype not in known:
+            wanted = listed(sorted(known))
             raise CheckpointError(f"{source.path}: {key} is stored as {source.entries[key].dtype}; read are {wanted}")
     tensors = {role: source.tensor(key).clone() for role, key in keys.items() if role != "alpha"}
     if keys.get("dora_scale", "").rpartition("lora_magnitude_vector")[1] and "down" in tensors:

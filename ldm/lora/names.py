@@ -86,20 +86,26 @@ class Names:
     def _of_unet(self, path: str, compvis: str) -> Iterator[str]:
         """diffusers and peft, with and without the part; kohya and LyCORIS, in both spellings; ComfyUI's dots."""
         for spelling in (path, *old(path, OLD_UNET)):
-            yield from (f"unet.{spelling}", spelling, f"base_model.model.{spelling}")
+            yield from (f"unet.{spelling}", spelling)
+            yield from (f"{prefix}base_model.model.{spelling}" for prefix in ("", "unet."))
         for name in (flat(path), flat(compvis)):
             yield from (f"lora_unet_{name}", f"lycoris_{name}")
         yield from (f"diffusion_model.{compvis}", f"model.diffusion_model.{compvis}")
 
     def _of_text(self, part: str, path: str) -> Iterator[str]:
-        """With `text_model.` and without, as transformers from 5.6 on names what is inside."""
+        """With `text_model.` and without, as transformers from 5.6 on names what is inside; ComfyUI's by its slot."""
         bare = path.removeprefix("text_model.")
         prefixes = ("te2",) if part == "text_encoder_2" else ("te", "te1")
+        slots = ("clip_g",) if part == "text_encoder_2" else ("clip_l", "clip_h")  # h: of Stable Diffusion 2
+        alone = len(self.parts) == 2  # of two encoders nobody could tell which
+        yield from (f"text_encoders.{slot}.transformer.{path}" for slot in slots)
+        if alone:
+            yield f"lycoris_{flat(path)}"
         for spelling in {path, bare}:
             yield from (f"lora_{prefix}_{flat(spelling)}" for prefix in prefixes)
             for name in (spelling, *old(spelling, OLD_TEXT)):
-                yield f"{part}.{name}"
-                if len(self.parts) == 2:  # of two encoders nobody could tell which
+                yield from (f"{part}.{name}", f"{part}.base_model.model.{name}")
+                if alone:
                     yield from (name, f"base_model.model.{name}")
 
 

@@ -13,6 +13,9 @@ Writes weights in another format and prints the path written. What SRC is, it sa
   a VAE, a ControlNet  by itself, from either layout to the other
   a LoRA               in any layout, to that of peft (which diffusers reads) or of kohya (which everybody reads)
   a textual inversion  in any layout, to that of diffusers
+  a T2I-Adapter        to a folder of diffusers, or to a file under the names it has
+  an IP-Adapter, a tiny autoencoder (TAESD)
+                       to a file under the names it has
 
 DST is a folder of diffusers, or a file if it ends in .safetensors; nothing is written as a pickle (.ckpt, .pt, .bin).
 Weights keep their dtype and every bit unless you ask for another dtype. DST appears complete or not at all."""

@@ -150,7 +150,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="FILE[:TOKEN]",
-        help="textual inversion: TOKEN in the prompt stands for it (default: the word that the file names)",
+        help="textual inversion: TOKEN in the prompt stands for it (default: the file's own, or its name)",
     )
     group.add_argument("--clip-skip", type=natural, metavar="N", help="layers of the text encoder to skip")
     group.add_argument("--device", metavar="NAME", help="cuda, cuda:1 or cpu (default: cuda where there is one)")

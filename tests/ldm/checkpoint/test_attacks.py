@@ -22,9 +22,11 @@ from tests.ldm.checkpoint.crafted import archive
 
 # Opens each file in a process of its own, forked from one where a good file was opened: nothing is left to import.
 RUNNER = """
-import json, os, resource, signal, socket, sys, time, traceback
+import contextlib, io, json, logging, os, resource, signal, socket, sys, time, traceback
 import ldm.checkpoint.pickled
+from ldm.checkpoint.load import load_model
 from ldm.checkpoint.source import open_source
+from pipelines.cli import main
 
 def status(name):
     return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1]) * 1024
@@ -34,6 +36,21 @@ def load(path):
     for name in source.entries:
         source.tensor(name).float().sum()
     return source
+
+def beyond(path):
+    "What becomes of it at the other doors: loaded, refused, or what should not be."
+    try:
+        load_model(path)
+        found = ["loaded"]
+    except (ValueError, OSError) as error:
+        found = ["refused" if len(str(error)) < 3000 else f"{len(str(error))} letters"]
+    except BaseException as error:
+        found = [repr(error)[:500]]
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        found.append(main(["inspect", path]))
+    strange = "Traceback" in told.getvalue() or "--debug shows" in told.getvalue()
+    return found + [told.getvalue()[-2000:]] * strange
 
 def attempt(path):
     signal.alarm(100)
@@ -46,10 +63,14 @@ def attempt(path):
     except BaseException as error:
         result = {"outcome": type(error).__name__, "message": str(error)[:2000]}
     seconds = time.process_time() - start
-    return result | {"seconds": seconds, "modules": sorted(set(sys.modules) - modules)}
+    doors, more = beyond(path), time.process_time() - start - seconds
+    new = sorted(set(sys.modules) - modules)
+    return result | {"seconds": seconds, "modules": new, "beyond": doors, "more": more}
 
+logging.disable()
 for good in sys.argv[2:]:
     load(good)
+    beyond(good)
 
 def forbidden(*args, **options):
     os._exit(77)
@@ -111,6 +132,8 @@ def test_a_hostile_file_is_refused(outcomes: dict[str, dict[str, Any]], what: st
     assert outcome["modules"] == []
     assert outcome["seconds"] < 2
     assert len(outcome["message"]) < 1500
+    assert outcome["beyond"] == ["refused", 2]
+    assert outcome["more"] < 6
 
 
 @pytest.mark.parametrize("what", HARMLESS)
@@ -120,6 +143,7 @@ def test_a_strange_file_loads_without_harm(outcomes: dict[str, dict[str, Any]], 
     assert "w" in outcome["names"]
     assert outcome["modules"] == []
     assert outcome["seconds"] < 2
+    assert outcome["beyond"] == ["refused", 0]
 
 
 def test_nothing_was_run(outcomes: dict[str, dict[str, Any]]) -> None:

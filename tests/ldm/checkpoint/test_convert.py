@@ -224,7 +224,7 @@ def test_a_lora_of_another_kind_has_no_place_in_peft(tmp_path: Path) -> None:
 
 MOON = torch.randn(3, 768)
 EMBEDDINGS: dict[str, tuple[Any, dict[str, Tensor]]] = {
-    "a1111.pt": ({"string_to_param": {"*": MOON}, "name": "moon"}, {"moon": MOON}),
+    "moon.pt": ({"string_to_param": {"*": MOON}, "name": "a1111"}, {"moon": MOON}),
     "diffusers.bin": ({"<moon>": MOON}, {"<moon>": MOON}),
     "bare.pt": (MOON, {"bare": MOON}),
     "emb.safetensors": ({"emb_params": MOON}, {"emb": MOON}),
@@ -250,13 +250,10 @@ def test_embeddings(name: str, tmp_path: Path) -> None:
 
 
 OTHERS = {
-    "t2i.safetensors": (
-        {"adapter.body.0.resnets.0.block1.weight": torch.ones(8, 8, 3, 3)},
-        "is a T2I-Adapter: converted are a model",
-    ),
+    "lllite.safetensors": ({"lora_controlnet": torch.ones(1)}, "is a control-LoRA: converted are a model"),
     "tiny.safetensors": (
         {"0.weight": torch.ones(8, 3, 3, 3), "1.conv.0.weight": torch.ones(8, 8, 3, 3)},
-        "is a tiny autoencoder",
+        r"only a file is written: name it out\.safetensors",
     ),
     "other.safetensors": ({"x": torch.ones(2, 3)}, "of no kind that is known: converted are"),
 }

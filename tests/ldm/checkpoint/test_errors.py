@@ -124,7 +124,7 @@ def test_a_configuration_that_makes_no_network_is_named(copied: Copied) -> None:
 def test_a_configuration_with_millions_of_layers_is_refused_at_once(copied: Copied, part: str, key: str) -> None:
     folder = copied()
     edit_json(folder / part / "config.json", **{key: 10**7})
-    with pytest.raises(CheckpointError, match=f"{folder / part / 'config.json'}: {key} asks for more than 200 layers"):
+    with pytest.raises(CheckpointError, match=f"{folder / part / 'config.json'}: {key} asks for more than 64 layers"):
         load_folder(folder)
 
 

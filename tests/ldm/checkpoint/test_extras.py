@@ -20,6 +20,7 @@ from configs.architecture import (
 )
 from configs.interchange import autoencoder_to_json
 from configs.interchange_extras import adapter_to_json, controlnet_to_json, tiny_to_json
+from ldm.checkpoint.export_parts import write_controlnet
 from ldm.checkpoint.extras import (
     ip_adapter_lora,
     load_adapter,
@@ -181,6 +182,26 @@ def test_controlnet_layouts(family, tmp_path):
         found = load_controlnet(path)
         assert found.config == odd
         same(found, network)
+
+
+def test_shuffle_is_known_by_its_name(tmp_path, caplog):
+    """Its tensors are like all others'; a folder's configuration goes before names."""
+    config = CONTROLNETS["sd1"]
+    network = randomise(ControlNet(config), 2)
+    state = original(network, config, "control_model.")
+    assert load_controlnet(write(state, tmp_path / "control_v11p_sd15_canny.safetensors")).config == config
+    assert caplog.text == ""
+    shuffle = write(state, tmp_path / "control_v11e_sd15_Shuffle.safetensors")
+    found = load_controlnet(shuffle)
+    assert found.config == replace(config, pooled=True)
+    assert f"{shuffle} is taken for ControlNet Shuffle" in caplog.text
+    folder = write_folder(network, controlnet_to_json(config), tmp_path / "shuffle")
+    assert not load_controlnet(folder).config.pooled
+    again = tmp_path / "again-shuffle.safetensors"
+    write_controlnet(found, again, {}, dtype=None, overwrite=False)
+    assert load_controlnet(again).config == found.config
+    with pytest.raises(ValueError, match="pooled"):
+        write_controlnet(found, tmp_path / "other.safetensors", {}, dtype=None, overwrite=False)
 
 
 @pytest.mark.parametrize("name", ["UNET_SD15", "UNET_SD21", "UNET_SDXL"])

@@ -233,3 +233,21 @@ def test_the_real_library_offline(tmp_path: Path, local_files_only: bool) -> Non
     environment = {"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert "org/name is not in the local cache" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["models/modle.safetensors", "models/modle"])
+def test_a_path_of_two_parts_that_is_not_there(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It could be a hub id, but nobody means that: nothing is asked, and what is nearby is named."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "model.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    calls = hub(tmp_path)
+    near = r"did you mean models/model\.safetensors" if name.endswith("safetensors") else "there is no folder"
+    with pytest.raises(FileNotFoundError, match=near):
+        resolve(name)
+    monkeypatch.chdir(tmp_path / "models")
+    with pytest.raises(FileNotFoundError, match=r"there is no file org/name\.safetensors"):
+        resolve("org/name.safetensors")
+    assert calls == []

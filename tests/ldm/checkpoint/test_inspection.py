@@ -77,7 +77,8 @@ def test_marks_and_averaged_weights(look: Any) -> None:
         "model_ema." + key.removeprefix("model.").replace(".", ""): s for key, s in shapes.items() if UNET in key
     }
     both = look(shapes | averaged, modelspec__title="Fast Turbo v2")
-    assert (both.ema, both.distilled) == ("beside the others", "turbo")
+    assert (both.ema, both.distilled) == ("beside the others", "")  # there is none of Stable Diffusion 1
+    assert look(real_shapes("sdxl"), modelspec__title="Fast Turbo v2").distilled == "turbo"
     assert parameters(both) == SD1 | {"averaged weights": SD1["unet"]}
     alone = look({key: s for key, s in shapes.items() if UNET not in key} | averaged)
     assert alone.ema == "instead of the others"
@@ -169,6 +170,9 @@ def test_relatives_of_lora(look: Any, shapes: Shapes, family: str, network: str)
      "a model of another family (SD 3, Flux, or another transformer)", "", {"looks like": "Stable Diffusion 3"}),
     ({"image_proj.proj.weight": (3072, 1024), "ip_adapter.1.to_k_ip.weight": (320, 768)},
      "an IP-Adapter", "sd1", {"which": "plain", "tokens": 4}),
+    ({"image_proj.proj.0.weight": (8, 512), "image_proj.proj.2.weight": (3072, 8), "image_proj.norm.weight": (768,),
+      "ip_adapter.1.to_k_ip.weight": (320, 768), "ip_adapter.0.to_q_lora.down.weight": (4, 320)},
+     "an IP-Adapter", "sd1", {"which": "face", "tokens": 4, "with a LoRA": True}),
     ({"adapter.conv_in.weight": (320, 768, 3, 3), "adapter.body.0.resnets.0.block1.weight": (320, 320, 3, 3)},
      "a T2I-Adapter", "sdxl", {"hint channels": 3}),
     ({"encoder.layers.0.weight": (64, 3, 3, 3), "decoder.layers.0.weight": (64, 4, 3, 3)},
@@ -206,6 +210,14 @@ def test_controlnet(look: Any, layout: str, cut: bool) -> None:
     assert (found.kind, found.family, found.details) == ("a ControlNet", "sd2", {"layout": layout, "hint channels": 3})
     assert found.absent.examples == ((gone.removeprefix("control_model."),) if cut else ())
     assert bool(found.damage) is cut
+
+
+def test_a_whole_model_with_a_controlnet(look: Any) -> None:
+    """As ControlNets were first published: 5.7 GB, most of them the model."""
+    found = look(real_shapes("sd1") | {"control_model.zero_convs.0.0.weight": (320, 320, 1, 1)})
+    assert (found.kind, found.family) == ("a model", "sd1")
+    assert any("it holds a ControlNet" in note for note in found.notes)
+    assert not any("ControlNet" in note for note in look(real_shapes("sd1")).notes)
 
 
 def test_vae_alone(look: Any) -> None:

@@ -65,6 +65,15 @@ def test_sd2_text_encoder_without_its_last_layer() -> None:
     assert found.absent == found.foreign == ()
 
 
+def test_sd2_text_encoder_with_its_last_layer_and_no_projection() -> None:
+    """24 layers are all of OpenCLIP's: the last is left out, or prompts would be read one layer too deep."""
+    shapes = {key: shape for key, shape in real_shapes("sd2-base").items() if "text_projection" not in key}
+    assert any(key.startswith(f"{CLIP_SD2}transformer.resblocks.23.") for key in shapes)
+    found = recognise(shapes, {})
+    assert found.parts["text_encoder"].config == presets.OPENCLIP_H
+    assert found.absent == found.foreign == ()
+
+
 def test_text_encoder_without_text_model() -> None:
     """Trap 8: merges leave `text_model.` out. The tensors are read from where they are."""
     shapes = {key.replace("transformer.text_model.", "transformer."): s for key, s in real_shapes("sd1").items()}
@@ -219,10 +228,10 @@ def test_schedulers() -> None:
 # what is no model
 
 LIKE = {
+    "an IP-Adapter": "image_proj.proj.weight",
     "a LoRA": "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight",
     "a control-LoRA": "lora_controlnet",
     "a ControlNet": "control_model.input_blocks.0.0.weight",
-    "an IP-Adapter": "image_proj.proj.weight",
     "a T2I-Adapter": "body.0.block1.weight",
     "a textual inversion (an embedding)": "emb_params",
     "a model of another family (SD 3, Flux, or another transformer)": "double_blocks.0.img_mod.lin.weight",
@@ -252,6 +261,7 @@ def test_no_model(kind: str) -> None:
     ({"x.y": (1, 2)}, {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}, "it is a LoRA"),
     ({"input_blocks.0.0.weight": (8, 4, 3, 3), "zero_convs.0.0.weight": (8, 8, 1, 1)}, {}, "it is a ControlNet"),
     ({"lora_A": (1,)}, {}, "it is no model"),
+    ({"ip_adapter.0.to_q_lora.down.weight": (4, 8), "ip_adapter.1.to_k_ip.weight": (8, 8)}, {}, "it is an IP-Adapter"),
 ])  # fmt: skip
 def test_nothing_known(shapes: Shapes, metadata: dict[str, str], text: str) -> None:
     with pytest.raises(CheckpointError) as refused:

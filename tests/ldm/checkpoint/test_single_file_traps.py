@@ -122,7 +122,7 @@ def test_missing_parts_are_named_and_taken(tmp_path: Path) -> None:
     """Trap 10."""
     source, state = tiny("sd1")
     file = write({k: v for k, v in state.items() if k.startswith(UNET)}, tmp_path / "pruned.safetensors")
-    expected = r"holds no autoencoder and no text encoder: pass vae=\.\.\., text_encoder=\.\.\."
+    expected = r"no autoencoder and no text encoder: pass one with --vae \(vae=\.\.\.\) and .* lends .*--text-encoder"
     with pytest.raises(CheckpointError, match=expected):
         load_single_file(file)
     for text in (source.text_encoder, models(source.text_encoder)[0].model):
@@ -136,9 +136,12 @@ def test_missing_parts_of_sdxl(tmp_path: Path) -> None:
     source, state = tiny("sdxl")
     first, second = models(source.text_encoder)
     file = write({k: v for k, v in state.items() if "conditioner" not in k}, tmp_path / "pruned.safetensors")
-    with pytest.raises(CheckpointError, match=r"pass text_encoder=\.\.\., text_encoder_2=\.\.\."):
+    with pytest.raises(CheckpointError, match=r"pass a model that lends .*--text-encoder \(text_encoder=\.\.\.\), of"):
         load_single_file(file)
     assert_same(load_single_file(file, components={"text_encoder": source.text_encoder}), source)
+    second_slot = {k: v for k, v in state.items() if "conditioner.embedders.1." not in k}
+    with pytest.raises(CheckpointError, match="no second text encoder: pass a model that lends its own with --text-en"):
+        load_single_file(write(second_slot, tmp_path / "first.safetensors"))
     parts = {"text_encoder": first.model, "text_encoder_2": second.model}
     assert_same(load_single_file(file, components=parts), source)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint.errors import CheckpointError
+from ldm.lora.formats import read_lora
 from ldm.lora.names import Names
 from ldm.model import LatentDiffusion
 from tests.ldm.lora.conftest import MODULES, kohya, low_rank, same, spelled, state, write
@@ -95,7 +96,7 @@ def test_the_same_names_at_other_widths(model: LatentDiffusion, good: dict[str, 
         ({DOWN: (2, 8), UP: (8, 2), "diff_b": (8,)}, ["to_q", "has no bias"]),
         ({DOWN: (2, 8)}, ["lacks up"]),
         ({DOWN: (2, 8), "lora_mid.weight": (2, 2, 1, 1)}, ["lacks up"]),
-        ({"alpha": ()}, ["lacks up and down"]),
+        ({"dora_scale": (8, 1), "alpha": ()}, ["lacks up and down"]),
         ({"hada_w1_a": (8, 2), "hada_w1_b": (2, 8)}, ["lacks hada_w2_a, hada_w2_b"]),
         ({"lokr_w1": (2, 2), "lokr_w2_a": (4, 2)}, ["lacks lokr_w2_b"]),
         ({DOWN: (2, 8), UP: (8, 2), "alpha": (2,)}, ["alpha must be one finite number"]),
@@ -122,6 +123,24 @@ def test_one_module_in_two_spellings(model: LatentDiffusion, good: dict[str, Ten
     key = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q.lora_up.weight"
     file = write(tmp_path / "a.safetensors", {**good, key: good[f"{TO_Q}.lora_up.weight"]})
     refused(model, file, "twice", key, f"{TO_Q}.lora_up.weight")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8])
+def test_an_alpha_may_be_a_whole_number(
+    dtype: torch.dtype, model: LatentDiffusion, good: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """As sd-scripts writes it."""
+    key = f"{TO_Q}.alpha"
+    lora = read_lora(write(tmp_path / "a.safetensors", {**good, key: torch.tensor(16, dtype=dtype)}), Names.of(model))
+    assert lora.modules[MODULES[2]].alpha == 16.0
+    assert isinstance(lora.modules[MODULES[2]].alpha, float)
+
+
+def test_a_lone_alpha_is_left_out(model: LatentDiffusion, good: dict[str, Tensor], tmp_path: Path) -> None:
+    lone = {key: tensor for key, tensor in good.items() if not key.startswith(f"{TO_Q}.lora_")}
+    lora = read_lora(write(tmp_path / "a.safetensors", lone), Names.of(model))
+    assert lora.foreign == (f"{TO_Q}.alpha",)
+    assert lora.modules.keys() == {*MODULES} - {MODULES[2]}
 
 
 def test_whole_numbers(model: LatentDiffusion, good: dict[str, Tensor], tmp_path: Path) -> None:

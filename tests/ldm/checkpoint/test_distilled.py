@@ -1,0 +1,81 @@
+"""Distilled models are told by words of their title or file name, and drawn in few steps without guidance."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ldm.checkpoint import load_single_file, save_single_file
+from ldm.checkpoint.inspection import inspected
+from ldm.checkpoint.published import distilled_defaults, distilled_of, scheduler_config
+from pipelines import TextToImagePipeline
+from tests.ldm.checkpoint.originals import tiny, write
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "kind"),
+    [
+        ("sdxl", "sd_xl_turbo_1.0_fp16", "turbo"),
+        ("sd2", "sd_turbo", "turbo"),
+        ("sdxl", "sdxl_lightning_4step", "lightning"),
+        ("sdxl", "SDXL-Lightning", "lightning"),
+        ("sdxl", "DreamShaperXL_v21TurboDPMSDE", "turbo"),
+        ("sdxl", "realvisxlV40_v40LightningBakedvae", "lightning"),
+        ("sdxl", "Lightning Bolt Studio XL", ""),
+        ("sdxl", "Drawings of turbofan engines", ""),
+        ("sdxl", "enlightning", ""),
+        ("sd1", "sd_turbo", ""),
+        ("sd2", "sd2_lightning", ""),
+        ("sdxl_refiner", "xl_refiner_turbo", ""),
+        ("sdxl", "", ""),
+    ],
+)
+def test_words(family: str, name: str, kind: str) -> None:
+    assert distilled_of(family, name) == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "steps"),
+    [
+        ("turbo", "sd_xl_turbo_1.0_fp16", 4),
+        ("lightning", "sdxl_lightning_4step", 4),
+        ("lightning", "SDXL Lightning (2 Steps)", 2),
+        ("lightning", "SDXL-Lightning", 8),
+        ("lightning", "lightning_120000_steps", 8),
+        ("lightning", "lightning_99step", 8),
+    ],
+)
+def test_steps(kind: str, name: str, steps: int) -> None:
+    assert distilled_defaults(kind, name) == {"num_inference_steps": steps, "guidance_scale": 1.0}
+    assert distilled_defaults("", name) == {}
+
+
+def test_the_name_counts_where_there_is_no_title(tmp_path: Path) -> None:
+    state = tiny("sdxl")[1]
+    file = write(state, tmp_path / "sdxl_lightning_4step.safetensors")
+    loaded = load_single_file(file)
+    assert loaded.scheduler_config == scheduler_config("sdxl", "", "epsilon", zero_snr=False, distilled="lightning")
+    (note,) = loaded.notes
+    assert "says lightning, so without other arguments it takes 4 steps and no guidance (num_inference_steps=" in note
+    assert inspected(file, hashed=False).distilled == "lightning"
+    again = load_single_file(save_single_file(loaded, tmp_path / "m.safetensors"))
+    assert (again.defaults, again.scheduler_config) == (loaded.defaults, loaded.scheduler_config)
+    titled = write(state, tmp_path / "x_turbo.safetensors", {"modelspec.title": "Turbofans"})
+    assert (load_single_file(titled).defaults, load_single_file(titled).notes) == ({}, ())
+
+
+def test_a_schedule_alone_makes_no_lightning(tmp_path: Path) -> None:
+    """Many models have it."""
+    config = scheduler_config("sdxl", "", "epsilon", zero_snr=False, distilled="lightning")
+    source = replace(tiny("sdxl")[0], scheduler_config=config)
+    assert load_single_file(save_single_file(source, tmp_path / "m.safetensors")).defaults == {}
+
+
+def test_calls_take_its_defaults(tmp_path: Path) -> None:
+    file = write(tiny("sdxl")[1], tmp_path / "sdxl_lightning_2step.safetensors")
+    pipe = TextToImagePipeline.from_pretrained(file, device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    record = pipe("a cat", height=64, width=64, seed=1).records[0]
+    assert (record["steps"], record["guidance_scale"]) == (2, 1.0)
+    record = pipe("a cat", height=64, width=64, seed=1, num_inference_steps=3, guidance_scale=2.0).records[0]
+    assert (record["steps"], record["guidance_scale"]) == (3, 2.0)
