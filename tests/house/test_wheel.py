@@ -22,6 +22,7 @@ DATA = {
         for name in (
             "README.md",
             "model_index.json",
+            "samples.png",
             "scheduler/scheduler_config.json",
             "text_encoder/config.json",
             "text_encoder/model.safetensors",

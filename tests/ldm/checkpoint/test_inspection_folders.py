@@ -47,7 +47,7 @@ def test_damaged_folders(copied: Callable[..., Path]) -> None:
         "tokenizer is missing",
         "is damaged",
         "text_encoder has no weights",
-        "asks for more than 200 layers",
+        "asks for more than 64 layers",
     ):
         assert complaint in damage
     config["layers_per_block"] += 1
