@@ -151,7 +151,8 @@ class Pipeline(WithEmbeddings, WithLoras, WithSaving, ABC):
     def _cast(self, dtype: torch.dtype) -> None:
         self.model.text_encoder.to(dtype)
         self.model.unet.to(dtype)
-        self.model.autoencoder.to(self.model.autoencoder.compute_dtype(dtype))
+        if next(self.vae.parameters()).dtype != dtype:  # it sees to a dtype that would overflow by itself
+            self.vae.to(self.vae.compute_dtype(dtype))
         self.model.loras.remerge()
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:

@@ -82,7 +82,10 @@ class AutoencoderKL(InParts):
         return int(2 ** (len(self.config.channels) - 1))
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The precision to run in when the model around it runs in `dtype`: not float16 where that would overflow."""
+        """The precision to run in when the model around it runs in `dtype`: not float16 where that would overflow.
+
+        Weights in float16 may be left so: they change with the first image.
+        """
         return torch.float32 if self.config.force_upcast and dtype == torch.float16 else dtype
 
     def encode(self, image: Tensor) -> DiagonalGaussian:
@@ -98,6 +101,7 @@ class AutoencoderKL(InParts):
         """As `encode`, before any scaling: the distribution whose `kl` an autoencoder is trained with."""
         require_channels(image, self.config.in_channels, "images")
         require_multiples(image, self.factor)
+        self._settle()
         image = image.to(self.encoder.conv_in.weight.dtype)
         moments = self.in_parts(lambda x: self.quant_conv(self.encoder(x)), image, (self.factor, 1))
         mean, logvar = moments.float().chunk(2, 1)  # (b, 2c, h, w) -> 2 x (b, c, h, w)
@@ -106,9 +110,16 @@ class AutoencoderKL(InParts):
     def decode(self, z: Tensor) -> Tensor:
         """Scaled latents (b, c, h, w), of any precision -> images (b, 3, H, W), float32, near [-1, 1], not clamped."""
         require_channels(z, self.config.latent_channels, "latents")
+        self._settle()
         offset, gain = self._scaling(z.device)
         z = (z.float() / gain + offset).to(self.decoder.conv_in.weight.dtype)
         return self.in_parts(lambda x: self.decoder(self.post_quant_conv(x)), z, (1, self.factor)).float()
+
+    def _settle(self) -> None:
+        """Makes weights that are stored in float16, and would overflow, float32: not before they are needed."""
+        dtype = self.decoder.conv_in.weight.dtype
+        if (wider := self.compute_dtype(dtype)) != dtype:
+            self.to(wider)
 
     def _scaling(self, device: torch.device) -> tuple[Tensor | float, Tensor | float]:
         """(offset, gain): scaled latents are (z - offset) * gain."""

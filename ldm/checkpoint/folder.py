@@ -19,7 +19,7 @@ from ldm.checkpoint.mend import mended_scheduler, mended_unet
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.overrides import checked
 from ldm.checkpoint.source import Entry, read_headers
-from ldm.checkpoint.weights import load_weights, main_dtype
+from ldm.checkpoint.weights import load_weights, main_dtype, vae_dtype
 from ldm.model import LatentDiffusion
 from ldm.vocabulary import read_vocabulary
 from text_encoder import CLIPTextEncoder, CLIPTextModel, PairedTextEncoder, Tokenizer
@@ -58,7 +58,7 @@ def load_folder(
 ) -> LatentDiffusion:
     """Loads a Stable Diffusion 1, 2 or XL model from a folder in diffusers format, on the CPU.
 
-    dtype: of all networks; None keeps the one the U-Net is stored in. A VAE that overflows in float16 stays float32.
+    dtype: of all networks; None keeps the one the U-Net is stored in. A VAE that overflows in float16 runs in float32.
     variant: weights such as `model.fp16.safetensors`, where a part has them; an error if none has.
     components: parts to use instead of reading them (`unet`, `vae`, `text_encoder`, `text_encoder_2`, `tokenizer`,
         `tokenizer_2`, `scheduler`); None for `safety_checker`, `feature_extractor` and `image_encoder` is accepted.
@@ -230,7 +230,7 @@ def _autoencoder(folder: Folder, entries: Mapping[str, dict[str, Entry]], dtype:
         return tiny
     config = _read(folder.path / "vae", interchange.autoencoder_from_json, folder.config("vae"))
     autoencoder = on_meta(folder.path / "vae" / "config.json", AutoencoderKL, config)
-    load_weights(autoencoder, entries["vae"], dtype and autoencoder.compute_dtype(dtype), canonical_vae_keys)
+    load_weights(autoencoder, entries["vae"], vae_dtype(autoencoder, entries["vae"], dtype), canonical_vae_keys)
     return autoencoder
 
 

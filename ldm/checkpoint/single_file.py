@@ -23,7 +23,7 @@ from ldm.checkpoint.probe import predicts_velocity
 from ldm.checkpoint.published import TITLE, distilled_defaults, model_index, scheduler_config, titled
 from ldm.checkpoint.recognise import ENCODERS, Part, Recognised, completed, recognise, with_pooled
 from ldm.checkpoint.source import Entry, Source, open_source
-from ldm.checkpoint.weights import DTYPES, load_weights, main_dtype
+from ldm.checkpoint.weights import DTYPES, load_weights, main_dtype, vae_dtype
 from ldm.model import LatentDiffusion
 from text_encoder import CLIPTextEncoder, CLIPTextModel, PairedTextEncoder, Tokenizer
 from unet import UNet
@@ -216,7 +216,7 @@ class _Loader:
         part = self.found.parts["vae"]
         assert isinstance(part.config, AutoencoderConfig)
         autoencoder = on_meta(self.source.path, AutoencoderKL, part.config)
-        self._fill(autoencoder, part, self.dtype and autoencoder.compute_dtype(self.dtype))
+        self._fill(autoencoder, part, vae_dtype(autoencoder, self._entries(part), self.dtype))
         return autoencoder
 
     def text_encoder(self, unet: UNet) -> CLIPTextEncoder | PairedTextEncoder:

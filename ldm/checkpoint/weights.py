@@ -11,6 +11,7 @@ from ldm.checkpoint import pickled
 from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.files import listed
 from ldm.checkpoint.source import FLOATS, Entry, open_source
+from vae import Autoencoder
 
 DTYPES = {name: pickled.DTYPES[name] for name in FLOATS}
 
@@ -77,6 +78,11 @@ def differences(module: nn.Module, found: Mapping[str, Tensor], place: str) -> s
     ]
     problems = {"missing keys": missing, "unexpected keys": unexpected, "wrong shapes": shapes}
     return "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in problems.items() if names)
+
+
+def vae_dtype(vae: Autoencoder, entries: Mapping[str, Entry], dtype: torch.dtype | None) -> torch.dtype | None:
+    """What to load a VAE as: weights stored in the wanted dtype stay mapped, others take the one they run in."""
+    return dtype if dtype is None or main_dtype(entries) == dtype else vae.compute_dtype(dtype)
 
 
 def _tensors(entries: Mapping[str, Entry]) -> Iterator[tuple[str, Tensor]]:

@@ -208,3 +208,16 @@ def test_cuda_agrees_with_the_cpu(pair, monkeypatch):
     assert_close(ours.decode(z.cuda()).cpu(), image, rtol=1e-4, atol=1e-4)
     ours.half()
     assert (ours.decode(z.cuda()).cpu() - image).abs().max() < 0.05 * image.abs().max()
+
+
+@pytest.mark.parametrize("upcast", [True, False])
+def test_weights_in_float16_that_would_overflow_change_with_the_first_image(upcast):
+    torch.manual_seed(0)
+    vae = AutoencoderKL(AutoencoderConfig(**FOUR, norm_groups=4, force_upcast=upcast)).half()
+    exact = AutoencoderKL(vae.config).requires_grad_(False)
+    exact.load_state_dict(vae.state_dict())
+    z = torch.randn(1, vae.config.latent_channels, 4, 4)
+    assert vae.decoder.conv_in.weight.dtype == torch.float16
+    found = vae.decode(z)
+    assert vae.decoder.conv_in.weight.dtype == (torch.float32 if upcast else torch.float16)
+    assert torch.equal(found, exact.float().decode(z)) == upcast

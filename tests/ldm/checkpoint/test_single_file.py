@@ -85,6 +85,8 @@ def test_half_precision_stays_mapped(tmp_path: Path) -> None:
     file = write(state, tmp_path / "model.safetensors")
     loaded = load_single_file(file)
     assert loaded.dtype == torch.float16
+    assert next(loaded.autoencoder.parameters()).dtype == torch.float16
+    assert loaded.autoencoder.decode(torch.zeros(1, 4, 2, 2)).isfinite().all()
     assert next(loaded.autoencoder.parameters()).dtype == torch.float32  # it would overflow
     second = models(loaded.text_encoder)[1].model
     attention = second.text_model.encoder.layers[0].self_attn
