@@ -19,7 +19,7 @@ from ldm.checkpoint.extras import load_controlnet, load_vae
 from ldm.checkpoint.names_compvis import to_original, vae_names
 from ldm.checkpoint.save import save_network
 from tests.ldm.checkpoint.originals import UNET, assert_same, randomised, sd2_file, tiny, write
-from tests.ldm.checkpoint.test_extras import CONTROLNETS, original
+from tests.ldm.checkpoint.test_controlnet_files import CONTROLNETS, original
 from unet.controlnet import ControlNet
 from vae import AutoencoderKL
 

@@ -5,99 +5,36 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
-from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from configs import presets
 from configs.architecture import (
     AdapterConfig,
     AutoencoderConfig,
-    ControlNetConfig,
     ImagePromptConfig,
     TinyConfig,
-    UNetConfig,
 )
 from configs.interchange import autoencoder_to_json
-from configs.interchange_extras import adapter_to_json, controlnet_to_json, tiny_to_json
-from ldm.checkpoint.export_parts import write_controlnet
+from configs.interchange_extras import adapter_to_json, tiny_to_json
 from ldm.checkpoint.extras import (
     ip_adapter_lora,
     load_adapter,
-    load_controlnet,
     load_ip_adapter,
     load_tiny,
     load_vae,
 )
 from ldm.checkpoint.files import STEM
 from ldm.checkpoint.names_compvis import to_original, vae_names
-from ldm.checkpoint.names_controlnet import controlnet_config, controlnet_names, original_spelling
+from tests.ldm.checkpoint.beside import same, write, write_folder
 from tests.ldm.checkpoint.conftest import randomise
+from tests.ldm.checkpoint.originals import tiny_families
 from unet import UNet
 from unet.adapter import Adapter
-from unet.controlnet import ControlNet
 from unet.image_prompt import ImagePrompt
 from vae import AutoencoderKL, AutoencoderTiny
 
 VAE = AutoencoderConfig(channels=(16, 32, 32), norm_groups=16, sample_size=512)
-UNET = UNetConfig(
-    channels=(32, 64),
-    down_depths=((1, 1), (0, 0)),
-    up_depths=((0, 0, 0), (1, 1, 1)),
-    heads=(8, 8),
-    context_dim=64,
-    only_cross_attention=(False, False),
-)
-UNET_2 = replace(UNET, channels=(64, 128), heads=(1, 2), linear_projection=True, context_dim=1024)
-UNET_XL = replace(
-    UNET_2,
-    down_depths=((0, 0), (2, 2)),
-    up_depths=((2, 2, 2), (0, 0, 0)),
-    mid_depth=2,
-    context_dim=2048,
-    vector="text_time",
-    vector_dim=96,
-)
-BARE_XL = replace(
-    UNET_XL, down_depths=((0, 0), (0, 0)), up_depths=((0,) * 3,) * 2, mid="resnet", linear_projection=False
-)
-MID_XL = replace(
-    UNET_XL,
-    channels=(64, 128, 128),
-    down_depths=((0, 0), (0, 0), (1, 1)),
-    up_depths=((1, 1, 1), (0, 0, 0), (0, 0, 0)),
-    mid_depth=1,
-    heads=(1, 2, 2),
-    only_cross_attention=(False,) * 3,
-)
-HINT = (4, 6, 8, 10)
-CONTROLNETS = {
-    "sd1": ControlNetConfig(UNET, (False, False), HINT),
-    "sd2": ControlNetConfig(UNET_2, (False, False), HINT, hint_in=1),
-    "sdxl": ControlNetConfig(UNET_XL, (False, False), HINT),
-    "sdxl-small": ControlNetConfig(replace(BARE_XL, heads=(8, 8), mid_depth=0), (False, False), HINT),
-    "sdxl-mid": ControlNetConfig(MID_XL, (False, True, False), HINT),
-}
-
-
-def write(state, path, metadata=None):
-    path.parent.mkdir(exist_ok=True)
-    state = {name: tensor.contiguous() for name, tensor in state.items()}
-    save_file(state, path, metadata) if path.suffix == ".safetensors" else torch.save({"state_dict": state}, path)
-    return path
-
-
-def write_folder(network, json, folder):
-    from ldm.checkpoint.save import _write_json
-
-    write(network.state_dict(), folder / f"{STEM}.safetensors")
-    _write_json(folder / "config.json", json)
-    return folder
-
-
-def same(found, network):
-    assert_close(dict(found.state_dict()), dict(network.state_dict()), rtol=0, atol=0)
-    assert not found.training
+UNET = tiny_families()["sd1"].unet
 
 
 # VAE
@@ -152,109 +89,6 @@ def test_vae_folders_and_scales(vae, tmp_path):
     half = write(halves, tmp_path / "half.safetensors")
     assert next(load_vae(half).parameters()).dtype == torch.float32  # it would overflow
     assert next(load_vae(half, dtype=torch.bfloat16).parameters()).dtype == torch.bfloat16
-
-
-# ControlNet
-
-
-def original(network, config, prefix):
-    return {prefix + name: tensor for name, tensor in to_original(controlnet_names(config), network.state_dict())}
-
-
-@pytest.mark.parametrize("family", CONTROLNETS)
-def test_controlnet_layouts(family, tmp_path):
-    """`control_model.` as first published, bare as thibaud's, diffusers' names; SDXL keeps its label_emb."""
-    config = CONTROLNETS[family]
-    network = randomise(ControlNet(config), 2)
-    whole = original(network, config, "control_model.") | {"model.diffusion_model.out.2.weight": torch.zeros(1)}
-    files = {
-        "whole.pth": whole,
-        "bare.safetensors": original(network, config, ""),
-        "own.safetensors": network.state_dict(),
-    }
-    for name, state in files.items():
-        found = load_controlnet(write(state, tmp_path / name))
-        assert found.config == config, name
-        same(found, network)
-    odd = replace(config, order="bgr", pooled=True)
-    folder = write_folder(network, controlnet_to_json(odd), tmp_path / "controlnet")
-    for path in (folder, folder / f"{STEM}.safetensors"):
-        found = load_controlnet(path)
-        assert found.config == odd
-        same(found, network)
-
-
-def test_shuffle_is_known_by_its_name(tmp_path, caplog):
-    """Its tensors are like all others'; a folder's configuration goes before names."""
-    config = CONTROLNETS["sd1"]
-    network = randomise(ControlNet(config), 2)
-    state = original(network, config, "control_model.")
-    assert load_controlnet(write(state, tmp_path / "control_v11p_sd15_canny.safetensors")).config == config
-    assert caplog.text == ""
-    shuffle = write(state, tmp_path / "control_v11e_sd15_Shuffle.safetensors")
-    found = load_controlnet(shuffle)
-    assert found.config == replace(config, pooled=True)
-    assert f"{shuffle} is taken for ControlNet Shuffle" in caplog.text
-    folder = write_folder(network, controlnet_to_json(config), tmp_path / "shuffle")
-    assert not load_controlnet(folder).config.pooled
-    again = tmp_path / "again-shuffle.safetensors"
-    write_controlnet(found, again, {}, dtype=None, overwrite=False)
-    assert load_controlnet(again).config == found.config
-    with pytest.raises(ValueError, match="pooled"):
-        write_controlnet(found, tmp_path / "other.safetensors", {}, dtype=None, overwrite=False)
-
-
-@pytest.mark.parametrize("name", ["UNET_SD15", "UNET_SD21", "UNET_SDXL"])
-def test_controlnet_names_at_real_size(name):
-    """Every original name is read by diffusers' own conversion as the same tensor, but for the label_emb it drops."""
-    unet = getattr(presets, name)
-    config = ControlNetConfig(unet)
-    with torch.device("meta"):
-        own = ControlNet(config).state_dict()
-    there = original_meta(own, config)
-    theirs = convert_controlnet_checkpoint(there, controlnet_to_json(config))
-    table = {name.original: name.own for name in controlnet_names(config)}
-    assert len(table) == len(own)
-    label = {key for key in own if key.startswith("add_embedding.")}
-    assert len(label) == (4 if name == "UNET_SDXL" else 0)
-    assert {key: value.shape for key, value in theirs.items() if value is not None} == {
-        key: value.shape for key, value in own.items() if key not in label
-    }
-    shapes = {key: tuple(value.shape) for key, value in there.items()}
-    read = controlnet_config(shapes)
-    assert replace(
-        read, unet=replace(read.unet, sample_size=unet.sample_size, upcast_attention=unet.upcast_attention)
-    ) == (replace(config, hollow=(False,) * len(unet.channels)))
-    assert original_spelling({key: tuple(value.shape) for key, value in own.items()}) == shapes
-
-
-def original_meta(own, config):
-    return {name.original: own[name.own] for name in controlnet_names(config)}
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("lora_controlnet", "a control-LoRA"),
-        ("difference", "the difference from Stable Diffusion 1.5"),
-        ("control_model.task_embedding", "a ControlNet-Union"),
-        ("lllite_unet_down_blocks.0", "a ControlNet-LLLite"),
-        ("encoder.conv_in.weight", "is no ControlNet: its names begin encoder.conv_in.weight"),
-    ],
-)
-def test_other_control_files_are_refused_by_name(name, kind, tmp_path):
-    path = write({name: torch.zeros(4, 4, 3, 3)}, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match=kind):
-        load_controlnet(path)
-
-
-def test_an_incomplete_controlnet_lists_what_is_missing(tmp_path):
-    config = CONTROLNETS["sd1"]
-    state = original(ControlNet(config), config, "control_model.")
-    del state["control_model.zero_convs.1.0.bias"]
-    path = write(state, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match=r"x.safetensors.*1 missing keys: controlnet_down_blocks.1.bias"):
-        load_controlnet(path)
 
 
 # T2I-Adapter
