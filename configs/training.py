@@ -63,8 +63,10 @@ class WorldConfig:
     """Which part of the world of emoji scenes a model learns; an empty tuple is all of it.
 
     recipes: names of the kinds of scenes, see `ldm.data.emoji_scenes.sampling`; a model's relations follow from them.
+    shares: how often each of the named kinds is met in training; empty: as often as in evaluation.
     lattice: cells from side to side of the picture that glyphs are aligned with, best the latents' pixels; 0: anywhere.
     sides: how many of these cells a thing may measure.
+    hubs: how many the one that holds, wears, rides or carries may measure; the most that fit are taken.
     """
 
     nouns: tuple[str, ...] = ()
@@ -73,13 +75,18 @@ class WorldConfig:
     styles: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ()
     recipes: tuple[str, ...] = ()
+    shares: tuple[int, ...] = ()
     lattice: int = 0
     sides: tuple[int, ...] = ()
+    hubs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _at_least(0, self, "lattice")
-        fits = all(1 <= side <= self.lattice for side in self.sides)
-        _require(fits, "sides", self.sides, f"whole numbers from 1 to lattice = {self.lattice}")
+        for name in ("sides", "hubs"):
+            fits = all(1 <= side <= self.lattice for side in getattr(self, name))
+            _require(fits, name, getattr(self, name), f"whole numbers from 1 to lattice = {self.lattice}")
+        fits = not self.shares or (len(self.shares) == len(self.recipes) and min(self.shares) > 0)
+        _require(fits, "shares", self.shares, f"{len(self.recipes)} numbers above 0, one for each of recipes")
 
 
 @dataclass(frozen=True)

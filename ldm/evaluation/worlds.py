@@ -28,6 +28,6 @@ def checked_world(vocabulary: Vocabulary) -> World:
 
 
 def flat(config: WorldConfig) -> World:
-    """A run file's world without what the checker cannot judge."""
+    """A run file's world without what the checker cannot judge, every kind of scene by its own share."""
     recipes = tuple(name for name in config.recipes or RECIPES if name != "sign")
-    return World(replace(config, styles=("flat",), recipes=recipes))
+    return World(replace(config, styles=("flat",), recipes=recipes, shares=()))

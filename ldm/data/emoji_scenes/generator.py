@@ -85,10 +85,11 @@ class EmojiScenes:
         draw, fits = sampling.Draw(self.world, "plan", *key), self._fits()
         recipes = tuple(sampling.RECIPES[name] for name in _recipes(self.split, self.world))
         # chosen once in the splits that every recipe can fill, so that the hold-out hardly changes their shares
-        patient = sampling.any_recipe(draw) if SPLITS[self.split] in ("", "template") else None
+        training = self.split == "train"
+        patient = sampling.any_recipe(draw, training) if SPLITS[self.split] in ("", "template") else None
         for attempt in range(_TRIES):
             recipe = draw.pick(recipes) if recipes else patient if patient and attempt < _PATIENCE else None
-            plan = sampling.draw_plan(draw, recipe or sampling.any_recipe(draw))
+            plan = sampling.draw_plan(draw, recipe or sampling.any_recipe(draw, training))
             if fits(plan):
                 return plan
         raise ValueError(

@@ -21,8 +21,8 @@ def place(plan: Plan, caption: str, draw: Keyed, lattice: Lattice = ANYWHERE) ->
     """The plan drawn once; other draws give other pictures of the same meaning."""
     spatial = next((link for link in plan.links if link.relation in SPATIAL), None)
     if spatial is None:
-        group = build(plan, 0, draw)
-        group = _alone(_scaled(group, _side(plan, 0, draw), lattice), plan, draw, lattice)
+        group = _scaled(build(plan, 0, draw), _side(plan, 0, draw), lattice, hub=bool(plan.links))
+        group = _alone(group, plan, draw, lattice)
         return _finish(plan, caption, [group])
     hubs = (spatial.subject, spatial.object)
     pair = [_scaled(build(plan, hub, draw), _side(plan, hub, draw), lattice) for hub in hubs]
@@ -50,14 +50,13 @@ def _side(plan: Plan, hub: int, draw: Keyed) -> float:
     return draw.between(low, high)
 
 
-def _scaled(group: Group, side: float, lattice: Lattice) -> Group:
-    """The group with a hub of this side, or smaller where it would not fit."""
-    most = (1 - 2 * MARGIN) / _extent(group)
-    side = lattice.side(side)
-    side = side if side <= most else lattice.at_most(most)
+def _scaled(group: Group, side: float, lattice: Lattice, hub: bool = False) -> Group:
+    """The group with a first piece of this side, or smaller where it would not fit. hub: others touch that piece."""
+    largest = lattice.hub if hub else lattice.thing
+    side = largest(side, (1 - 2 * MARGIN) / _extent(group))
     settled = lattice.settle([piece.moved(side, 0, 0) for piece in group])
     while not lattice.fits(bounds(settled)):  # settling may have made it larger
-        side = lattice.at_most(side - lattice.step)
+        side = largest(side, side - lattice.step)
         settled = lattice.settle([piece.moved(side, 0, 0) for piece in group])
     return settled
 

@@ -144,9 +144,9 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def any_recipe(draw: Draw) -> Recipe:
+def any_recipe(draw: Draw, training: bool = False) -> Recipe:
     """A recipe of the world by its share."""
-    return RECIPES[draw.pick(draw.world.deck)]
+    return RECIPES[draw.pick(draw.world.training_deck if training else draw.world.deck)]
 
 
 def draw_plan(draw: Draw, recipe: Recipe) -> Plan:

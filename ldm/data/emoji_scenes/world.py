@@ -48,9 +48,11 @@ class World:
         self.styles = _chosen("style", config.styles, STYLES)
         self.sizes = _chosen("size", config.sizes, [size for size in SIZES if size])
         self.recipes = _chosen("kind of scene", config.recipes, RECIPES)
+        shares = dict(zip(config.recipes, config.shares, strict=True)) if config.shares else {}
         self.deck = tuple(name for name in self.recipes for _ in range(RECIPES[name][0]))
+        self.training_deck = tuple(name for name in self.recipes for _ in range(shares[name])) if shares else self.deck
         self.style_deck = tuple(style for style in self.styles for _ in range(_FLAT_SHARE if style == "flat" else 1))
-        self.lattice = Lattice(config.lattice, config.sides)
+        self.lattice = Lattice(config.lattice, config.sides, config.hubs)
         self._roles: dict[str, tuple[str, ...]] = {}
         for recipe in self.recipes:
             self._require(recipe)

@@ -1,18 +1,21 @@
 """Scenes on a lattice: few sizes, aligned cells, and every relation still what its caption says."""
 
+from dataclasses import replace
+
 import pytest
 
 from configs.training import WorldConfig
 from ldm.data.emoji_scenes import EmojiScenes
 from ldm.data.emoji_scenes.geometry import holds, told
 from ldm.data.emoji_scenes.lattice import Lattice
+from ldm.data.emoji_scenes.layout import Piece
 from ldm.data.emoji_scenes.world import World
 
-CELLS, SIDES = 16, (4, 6, 8)
+CELLS, SIDES, HUBS = 16, (4, 6, 8), (8, 12)
 
 
 def scenes(split: str = "train", *recipes: str) -> EmojiScenes:
-    return EmojiScenes(split, 3, world=World(WorldConfig(recipes=recipes, lattice=CELLS, sides=SIDES)))
+    return EmojiScenes(split, 3, world=World(WorldConfig(recipes=recipes, lattice=CELLS, sides=SIDES, hubs=HUBS)))
 
 
 def whole(cells: float) -> bool:
@@ -66,6 +69,26 @@ def test_paws_move_with_what_they_hold():
     assert compared > 5
 
 
+def test_hubs_are_as_large_as_fits_and_what_they_hold_is_of_a_known_side_on_whole_cells():
+    hubs, held = set(), set()
+    for scene in map(scenes("train", "holding").__getitem__, range(100)):
+        hub, thing = (next(sprite for sprite in scene.sprites if sprite.owner == owner) for owner in (0, 1))
+        assert all(whole(cells * CELLS) for cells in (thing.x, thing.y))
+        hubs.add(round(hub.side * CELLS))
+        held.add(round(thing.side * CELLS))
+    assert 12 in hubs <= set(HUBS)
+    assert held <= set(SIDES)
+
+
+def test_what_stands_on_another_shrinks_to_a_known_side_and_keeps_its_foot():
+    lattice, free = Lattice(CELLS, SIDES), Piece("table", 0.0, 0.0, 12 / CELLS, (1, 0))
+    apple = Piece("apple", 3 / CELLS, -5 / CELLS, 7 / CELLS, (0, 0))
+    settled = lattice.settle([free, apple])[1]
+    assert settled.side == 6 / CELLS
+    assert abs(settled.ink[3] - apple.ink[3]) <= 0.25 / CELLS  # the nearest half cell
+    assert lattice.settle([free, replace(apple, side=3 / CELLS)])[1].side == 3 / CELLS  # less than any side
+
+
 def test_without_cells_nothing_changes():
     lattice = Lattice()
     assert (lattice.side(0.37), lattice.at_most(0.37), lattice.shift(0.37, 0, 1), lattice.step) == (0.37, 0.37, 0.37, 0)
@@ -82,3 +105,5 @@ def test_shifts_stay_within_bounds_where_a_cell_does():
 def test_sides_must_fit_the_lattice():
     with pytest.raises(ValueError, match=r"sides = \(4, 20\) is out of range, expected whole numbers from 1 to"):
         WorldConfig(lattice=16, sides=(4, 20))
+    with pytest.raises(ValueError, match="hubs"):
+        WorldConfig(hubs=(8,))

@@ -63,6 +63,25 @@ def test_order_of_a_list_changes_nothing():
     ]
 
 
+def test_shares_say_how_often_training_meets_a_kind_of_scene():
+    recipes = ("wearing", "single")  # not in the world's order
+    world = World(WorldConfig(recipes=recipes, shares=(9, 1)))
+    plain = World(WorldConfig(recipes=recipes))
+
+    def worn(split, world):
+        scenes = EmojiScenes(split, 0, world=world)
+        return sum(bool(scenes[i].plan.links) for i in range(300)) / 300
+
+    assert worn("train", world) == pytest.approx(0.9, abs=0.06)
+    assert worn("iid", world) == worn("iid", plain) == pytest.approx(7 / 23, abs=0.08)  # what is measured stays
+
+
+@pytest.mark.parametrize("shares", [(1,), (1, 0), (1, 1, 1)])
+def test_one_share_for_each_kind(shares):
+    with pytest.raises(ValueError, match="2 numbers above 0, one for each of recipes"):
+        WorldConfig(recipes=("single", "wearing"), shares=shares)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
