@@ -119,11 +119,12 @@ def _are_nouns(value: Any) -> bool:
     return all(isinstance(table, dict) and all(map(_is_texts, table.values())) for table in tables)
 
 
-def _are_defaults(value: Any) -> bool:
+def are_defaults(value: Any) -> bool:
+    """Whether a value read from a file is what `DEFAULTS` allows."""
     return isinstance(value, dict) and all(name in DEFAULTS and DEFAULTS[name](value[name]) for name in value)
 
 
-_FITS: dict[str, Callable[[Any], bool]] = {"nouns": _are_nouns, "defaults": _are_defaults}
+_FITS: dict[str, Callable[[Any], bool]] = {"nouns": _are_nouns, "defaults": are_defaults}
 
 
 # from the world

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from configs.architecture import TextEncoderConfig
 from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.names_compvis import Name, clip_names, openclip_names, to_original, unet_names, vae_names
-from ldm.checkpoint.published import DISTILLED, DISTILLED_FROM, distilled_of, scheduler_config, task_of
+from ldm.checkpoint.published import distilled_by_schedule, distilled_of, scheduler_config, task_of
 from ldm.checkpoint.recognise import ENCODERS, UNET_PREFIXES, VAE_PREFIXES, Recognised, recognise
 from ldm.checkpoint.save import text_encoders
 from ldm.checkpoint.writing import HASH_KEY, placed, require_safetensors, write_tensors
@@ -152,13 +152,8 @@ def _marks(model: LatentDiffusion) -> list[str]:
 
 def _distilled(model: LatentDiffusion) -> str:
     """What in a title tells a distilled model, "" for others: that it was loaded as one, or Turbo's own schedule."""
-    config = model.scheduler_config
-    if config.get("timestep_spacing") != "trailing" or config.get("rescale_betas_zero_snr"):
-        return ""
-    word = next((word for word, name in DISTILLED.items() if name == config["_class_name"]), "")
-    if not word or model.family not in DISTILLED_FROM[word]:
-        return ""
-    if word == "turbo":
+    word = distilled_by_schedule(model.family, model.scheduler_config)
+    if word in ("", "turbo"):
         return word
     steps = model.defaults.get("num_inference_steps")  # without these it may be any model with this schedule
     return f"{word} {steps}step" if steps else ""

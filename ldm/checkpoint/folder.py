@@ -1,5 +1,6 @@
 """A folder in diffusers format -> LatentDiffusion: configurations first, then weights straight from mapped files."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,11 @@ from ldm.checkpoint.hub import NETWORKS, require_folder
 from ldm.checkpoint.mend import mended_scheduler, mended_unet
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.overrides import checked
+from ldm.checkpoint.published import CALL_DEFAULTS, distilled_by_schedule, distilled_defaults, distilled_note
 from ldm.checkpoint.source import Entry, read_headers
 from ldm.checkpoint.weights import load_weights, main_dtype, vae_dtype
 from ldm.model import LatentDiffusion
-from ldm.vocabulary import read_vocabulary
+from ldm.vocabulary import are_defaults, read_vocabulary
 from text_encoder import CLIPTextEncoder, CLIPTextModel, PairedTextEncoder, Tokenizer
 from text_encoder.clip import canonical_keys as canonical_text_keys
 from unet import UNet
@@ -29,6 +31,8 @@ from vae import Autoencoder, AutoencoderKL, AutoencoderTiny
 from vae.autoencoder import canonical_keys as canonical_vae_keys
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 # The tasks people publish folders for. Their parts are the same, so any of them gives the model.
 TASKS = ("", "Img2Img", "Inpaint", "ControlNet", "ControlNetImg2Img", "ControlNetInpaint", "Adapter", "InstructPix2Pix")
@@ -39,6 +43,7 @@ PIPELINES = {f"{family}{task}Pipeline" for family in ("StableDiffusion", "Stable
     "StableDiffusionDepth2ImgPipeline",
     "StableDiffusionUpscalePipeline",
 }
+BY_US = ("_diffusers_version", CALL_DEFAULTS)  # written anew each time
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL", "AutoencoderTiny"),
@@ -77,15 +82,21 @@ def load_folder(
     _require_one_family(folder)
     encoder = _text_encoder(folder, entries, dtype)
     unet = _unet(folder, entries, dtype)
+    scheduler, family = folder.scheduler(), family_of(unet.config, 2 if isinstance(encoder, PairedTextEncoder) else 1)
+    defaults, notes = folder.defaults(distilled_by_schedule(family, scheduler))
+    for note in notes:
+        logger.warning("%s: %s", path, note)
     return LatentDiffusion(
         autoencoder=_autoencoder(folder, entries, dtype),
         text_encoder=encoder,
         unet=unet,
-        scheduler_config=folder.scheduler(),
-        family=family_of(unet.config, 2 if isinstance(encoder, PairedTextEncoder) else 1),
-        model_index={k: v for k, v in folder.index.items() if not isinstance(v, list) and k != "_diffusers_version"},
+        scheduler_config=scheduler,
+        family=family,
+        model_index={k: v for k, v in folder.index.items() if not isinstance(v, list) and k not in BY_US},
         source=str(path),
         vocabulary=read_vocabulary(root),
+        notes=tuple(notes),
+        defaults=defaults,
     )
 
 
@@ -146,6 +157,16 @@ class Folder:
 
     def tiny_config(self) -> TinyConfig:
         return _read(self.path / "vae", tiny_from_json, self.config("vae"))
+
+    def defaults(self, distilled: str) -> tuple[dict[str, Any], list[str]]:
+        """What calls take where they say nothing, as we wrote it or as Turbo needs it, with what to say of that."""
+        stored = self.index.get(CALL_DEFAULTS, {})
+        if not are_defaults(stored):
+            raise ValueError(f"{self.path / 'model_index.json'}: {CALL_DEFAULTS} are no defaults of calls; remove them")
+        if stored or distilled != "turbo":
+            return stored, []
+        defaults = distilled_defaults(distilled, "")
+        return defaults, [distilled_note("its schedule is that of a turbo model", defaults)]
 
     def scheduler(self) -> dict[str, Any]:
         json = self.given.get("scheduler") or read_json(self.path / "scheduler" / "scheduler_config.json")

@@ -37,6 +37,15 @@ NOISE: dict[str, Any] = {
     "skip_prk_steps": True,
 }
 UPSCALE_NOISE: dict[str, Any] = {"beta_start": 0.0001, "beta_end": 0.02}
+# Of the small picture that the upscaler takes, whose noise its text-to-image cousins do not have.
+LOW_RES_SCHEDULER: dict[str, Any] = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    **UPSCALE_NOISE,
+    "clip_sample": True,
+}
+MAX_LOW_RES_NOISE = 350
 EULER_XL: dict[str, Any] = {
     "_class_name": "EulerDiscreteScheduler",
     "interpolation_type": "linear",
@@ -47,6 +56,7 @@ EULER_XL: dict[str, Any] = {
 DISTILLED = {"turbo": "EulerAncestralDiscreteScheduler", "lightning": "EulerDiscreteScheduler"}
 DISTILLED_FROM = {"turbo": ("sdxl", "sd2"), "lightning": ("sdxl",)}
 DISTILLED_STEPS = {"turbo": 4, "lightning": 8}
+CALL_DEFAULTS = "_defaults"  # in `model_index.json`; diffusers passes over names that begin like this
 MOST_STEPS = 16  # that a title can mean
 TITLE = "modelspec.title"
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -94,6 +104,22 @@ def distilled_defaults(distilled: str, title: str) -> dict[str, Any]:
     said = int(match[1]) if match and distilled == "lightning" else 0
     steps = said if 1 <= said <= MOST_STEPS else DISTILLED_STEPS[distilled]
     return {"num_inference_steps": steps, "guidance_scale": 1.0}
+
+
+def distilled_by_schedule(family: str, config: Mapping[str, Any]) -> str:
+    """The key of DISTILLED whose schedule a `scheduler_config.json` is, or "". Only Turbo's own is no other model's."""
+    if config.get("timestep_spacing") != "trailing" or config.get("rescale_betas_zero_snr"):
+        return ""
+    word = next((word for word, name in DISTILLED.items() if name == config.get("_class_name")), "")
+    return word if word and family in DISTILLED_FROM[word] else ""
+
+
+def distilled_note(because: str, defaults: Mapping[str, Any]) -> str:
+    """What a user is told of a distilled model, and why it is taken for one."""
+    return (
+        f"{because}, so without other arguments it takes {defaults['num_inference_steps']} steps and no guidance "
+        "(num_inference_steps= and guidance_scale=, or --steps and --guidance-scale, decide otherwise)"
+    )
 
 
 def scheduler_config(family: str, task: str, prediction: str, *, zero_snr: bool, distilled: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from configs import interchange
 from configs.interchange_extras import vae_to_json
 from ldm.checkpoint.files import weight_stem
-from ldm.checkpoint.published import task_of
+from ldm.checkpoint.published import CALL_DEFAULTS, LOW_RES_SCHEDULER, MAX_LOW_RES_NOISE, model_index, task_of
 from ldm.checkpoint.writing import placed, write_tensors
 from ldm.model import LatentDiffusion
 from ldm.vocabulary import write_vocabulary
@@ -26,6 +26,12 @@ COMPLETE = {f"StableDiffusion{xl}{task}Pipeline" for xl in ("", "XL") for task i
     "StableDiffusionXLInstructPix2PixPipeline",
     "LatentConsistencyModelPipeline",
     "LatentConsistencyModelImg2ImgPipeline",
+}
+# By task: parts of its pipeline that no LatentDiffusion has. Whoever loads "depth" is asked for a depth estimator.
+ABSENT = {
+    "": ("feature_extractor", "image_encoder", "safety_checker"),
+    "depth": ("feature_extractor", "depth_estimator"),
+    "upscale": ("feature_extractor", "safety_checker", "watermarker"),
 }
 WRITTEN_FOR = "0.42.1"  # the version of diffusers whose format this is
 
@@ -85,8 +91,12 @@ def _write(model: LatentDiffusion, folder: Path, writer: "_Writer") -> None:
     for part, encoder in encoders.items():
         writer.write(folder / part, encoder.model, interchange.text_encoder_to_json(encoder.model.config))
         encoder.tokenizer.save(folder / part.replace("text_encoder", "tokenizer"))
-    (folder / "scheduler").mkdir()
-    _write_json(folder / "scheduler" / "scheduler_config.json", model.scheduler_config)
+    schedulers = {"scheduler": model.scheduler_config}
+    if task_of(model.unet.config) == "upscale":
+        schedulers["low_res_scheduler"] = LOW_RES_SCHEDULER
+    for part, config in schedulers.items():
+        (folder / part).mkdir()
+        _write_json(folder / part / "scheduler_config.json", config)
     _write_json(folder / "model_index.json", pipeline_index(model, encoders))
     if model.vocabulary is not None:
         write_vocabulary(model.vocabulary, folder)
@@ -106,27 +116,28 @@ def pipeline_index(model: LatentDiffusion, encoders: Mapping[str, CLIPTextEncode
         "vae": ["diffusers", type(model.autoencoder).__name__],
         "scheduler": ["diffusers", model.scheduler_config["_class_name"]],
     }
-    xl, absent = model.family.startswith("sdxl"), [None, None]
+    xl, absent, task = model.family.startswith("sdxl"), [None, None], task_of(model.unet.config)
+    extra: dict[str, Any] = {CALL_DEFAULTS: dict(model.defaults)} if model.defaults else {}
+    if task == "upscale":
+        parts["low_res_scheduler"] = ["diffusers", LOW_RES_SCHEDULER["_class_name"]]
+        extra["max_noise_level"] = MAX_LOW_RES_NOISE
     for suffix in ("", "_2") if xl else ("",):
         encoder = encoders.get(f"text_encoder{suffix}")
         projected = encoder is not None and encoder.model.config.projection_dim is not None
         name = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
         parts[f"text_encoder{suffix}"] = ["transformers", name] if encoder else [*absent]
         parts[f"tokenizer{suffix}"] = ["transformers", "CLIPTokenizer"] if encoder else [*absent]
-    parts |= {name: [*absent] for name in ("feature_extractor", "image_encoder", *(() if xl else ("safety_checker",)))}
-    extra = dict(model.model_index) | ({} if xl else {"requires_safety_checker": False})
-    return extra | {"_class_name": _pipeline_class(model), "_diffusers_version": WRITTEN_FOR} | parts
+    lacking = [name for name in ABSENT.get(task, ABSENT[""]) if not (xl and name == "safety_checker")]
+    if "image_encoder" in lacking and not xl:
+        extra["requires_safety_checker"] = False
+    named = {"_class_name": _pipeline_class(model), "_diffusers_version": WRITTEN_FOR}
+    return {**model.model_index, **extra, **named, **parts, **{name: [*absent] for name in lacking}}
 
 
 def _pipeline_class(model: LatentDiffusion) -> str:
-    """The pipeline the model came from, where its parts suffice for it, or the plain one of its family."""
+    """The pipeline the model came from, where its parts suffice for it, or that of its family and task."""
     name = model.model_index.get("_class_name")
-    if name in COMPLETE:
-        return str(name)
-    if model.family == "sdxl_refiner":
-        return "StableDiffusionXLImg2ImgPipeline"
-    task = {"instruct": "InstructPix2Pix", "inpaint": "Inpaint"}.get(task_of(model.unet.config), "")
-    return f"StableDiffusion{'XL' if model.family == 'sdxl' else ''}{task}Pipeline"
+    return str(name if name in COMPLETE else model_index(model.family, task_of(model.unet.config))["_class_name"])
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.names_compvis import fits, renaming
 from ldm.checkpoint.overrides import checked
 from ldm.checkpoint.probe import predicts_velocity
-from ldm.checkpoint.published import TITLE, distilled_defaults, model_index, scheduler_config, titled
+from ldm.checkpoint.published import TITLE, distilled_defaults, distilled_note, model_index, scheduler_config, titled
 from ldm.checkpoint.recognise import ENCODERS, Part, Recognised, completed, recognise, with_pooled
 from ldm.checkpoint.source import Entry, Source, open_source
 from ldm.checkpoint.weights import DTYPES, load_weights, main_dtype, vae_dtype
@@ -101,13 +101,7 @@ def recognised(source: Source, prediction_type: str | None = None, ema: bool | N
 
 
 def _distilled_notes(distilled: str, defaults: Mapping[str, Any]) -> list[str]:
-    if not distilled:
-        return []
-    steps = defaults["num_inference_steps"]
-    return [
-        f"its title or name says {distilled}, so without other arguments it takes {steps} steps and no guidance "
-        "(num_inference_steps= and guidance_scale=, or --steps and --guidance-scale, decide otherwise)"
-    ]
+    return [distilled_note(f"its title or name says {distilled}", defaults)] if distilled else []
 
 
 def _scheduler(found: Recognised, kind: str) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Distilled models are told by words of their title or file name, and drawn in few steps without guidance."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ldm.checkpoint import load_single_file, save_single_file
+from ldm.checkpoint import load_folder, load_single_file, save_folder, save_single_file
 from ldm.checkpoint.inspection import inspected
 from ldm.checkpoint.published import distilled_defaults, distilled_of, scheduler_config
 from pipelines import TextToImagePipeline
@@ -79,3 +80,29 @@ def test_calls_take_its_defaults(tmp_path: Path) -> None:
     assert (record["steps"], record["guidance_scale"]) == (2, 1.0)
     record = pipe("a cat", height=64, width=64, seed=1, num_inference_steps=3, guidance_scale=2.0).records[0]
     assert (record["steps"], record["guidance_scale"]) == (3, 2.0)
+
+
+def test_a_folder_keeps_them(tmp_path: Path) -> None:
+    loaded = load_single_file(write(tiny("sdxl")[1], tmp_path / "sdxl_lightning_2step.safetensors"))
+    again = load_folder(save_folder(loaded, tmp_path / "model"))
+    assert again.defaults == loaded.defaults == {"num_inference_steps": 2, "guidance_scale": 1.0}
+    assert again.model_index == loaded.model_index
+    assert load_folder(save_folder(again, tmp_path / "copy")).defaults == loaded.defaults
+
+
+def test_a_folder_of_turbo_is_known_by_its_schedule(tmp_path: Path) -> None:
+    """The published one says nothing else."""
+    config = scheduler_config("sdxl", "", "epsilon", zero_snr=False, distilled="turbo")
+    loaded = load_folder(save_folder(replace(tiny("sdxl")[0], scheduler_config=config), tmp_path / "model"))
+    assert loaded.defaults == {"num_inference_steps": 4, "guidance_scale": 1.0}
+    assert "its schedule is that of a turbo model, so without other arguments it takes 4 steps" in loaded.notes[0]
+    assert load_folder(save_folder(tiny("sdxl")[0], tmp_path / "plain")).defaults == {}
+
+
+@pytest.mark.parametrize("defaults", [{"num_inference_steps": 0}, {"prompt": "a cat"}, [4]])
+def test_defaults_that_are_none_are_refused(defaults: object, tmp_path: Path) -> None:
+    folder = save_folder(tiny("sdxl")[0], tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_defaults": defaults}))
+    with pytest.raises(ValueError, match=r"model_index\.json: _defaults are no defaults of calls"):
+        load_folder(folder)
