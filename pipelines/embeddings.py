@@ -24,8 +24,9 @@ class WithEmbeddings:
 
         Raises FileNotFoundError, and ValueError for files of another kind or family and for words that are known.
         """
-        from ldm.checkpoint.embedding import FILES, load_embedding
+        from ldm.checkpoint.embedding import load_embedding
         from ldm.checkpoint.hub import resolve_part
+        from ldm.checkpoint.kinds import EMBEDDING_FILES
 
         if isinstance(source, list):
             tokens = token if isinstance(token, list) else [token] * len(source)
@@ -34,7 +35,7 @@ class WithEmbeddings:
             pairs = zip(source, tokens, strict=True)
             return [word for one, own in pairs for word in self.load_textual_inversion(one, own, **hub)]
         if isinstance(source, (str, Path)):
-            source = resolve_part(f"{source}/{weight_name}" if weight_name else source, FILES, **hub)
+            source = resolve_part(f"{source}/{weight_name}" if weight_name else source, EMBEDDING_FILES, **hub)
         return load_embedding(self.model.text_encoder, source, token)
 
     def unload_textual_inversion(

@@ -13,21 +13,21 @@ from configs import presets
 from configs.architecture import ModelConfig
 from configs.interchange import autoencoder_to_json
 from configs.interchange_extras import adapter_to_json, controlnet_to_json
-from ldm.checkpoint.embedding import FILES as EMBEDDING_FILES
-from ldm.checkpoint.embedding import read_embedding
+from ldm.checkpoint.embedding import PAIR, read_embedding
 from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.export import MARKS, write_single_file
 from ldm.checkpoint.export_parts import write_controlnet, write_vae
-from ldm.checkpoint.extras import load_adapter, load_controlnet, load_vae
+from ldm.checkpoint.extras import load_adapter, load_controlnet
 from ldm.checkpoint.files import find_weights
 from ldm.checkpoint.hub import FILES, resolve
 from ldm.checkpoint.inspection import inspected
-from ldm.checkpoint.kinds import TINY, kind_of
+from ldm.checkpoint.kinds import EMBEDDING_FILES, TINY, kind_of
 from ldm.checkpoint.load import load_model
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.opened import opened
 from ldm.checkpoint.recognise import ENCODERS, recognise
 from ldm.checkpoint.save import save_folder, save_network
+from ldm.checkpoint.separate_vae import load_vae
 from ldm.checkpoint.source import open_source
 from ldm.checkpoint.writing import converted, placed, require_safetensors, write_tensors
 from ldm.lora.factors import Factors
@@ -249,13 +249,13 @@ def _names(config: ModelConfig) -> Names:
 def _embedding(path: Path, target: Path, options: Options) -> Path:
     """diffusers' layout: each word with its vectors; the two encoders' of SDXL as clip_l and clip_g, for one word.
 
-    Those have no place for the word, which is then the name of the file.
+    Those have no place for the word, which is then the name of the file, or stands in its metadata for a folder.
     """
     words, _ = read_embedding(path)
     tensors = {part or word: rows for word, vectors in words.items() for part, rows in vectors.items()}
     file = target / EMBEDDING_FILES[0] if _is_folder(target) else target
     with placed(file, overwrite=options.overwrite) as new:
-        write_tensors(tensors, new, options.dtype)
+        write_tensors(tensors, new, options.dtype, {"name": next(iter(words))} if set(tensors) <= set(PAIR) else None)
     return file
 
 

@@ -10,12 +10,11 @@ from torch import Tensor
 from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.family import described
 from ldm.checkpoint.files import listed
-from ldm.checkpoint.kinds import kind_of
+from ldm.checkpoint.kinds import EMBEDDING_FILES, kind_of
 from ldm.checkpoint.source import FLOATS, Source, open_source
 from text_encoder import CLIPTextEncoder, PairedTextEncoder
 from text_encoder.inversion import add_words, check_words, learned_words, remove_words
 
-FILES = ("learned_embeds.safetensors", "learned_embeds.bin")  # in a folder
 A1111 = "string_to_param.*"
 UNNAMED = ("", "emb_params")  # a tensor by itself; the file's name is the word
 PAIR = {"clip_l": "clip_l", "clip_g": "clip_g", "text_encoders_0": "clip_l", "text_encoders_1": "clip_g"}
@@ -100,16 +99,20 @@ def _words(source: Any) -> tuple[dict[str, Vectors], str]:
     opened = open_source(path)
     _refuse_others(opened)
     tensors = {name: opened.tensor(name) for name, entry in opened.entries.items() if entry.dtype in FLOATS}
-    return _named(tensors, opened.metadata.get("name", ""), str(path), path.stem), str(path)
+    name = opened.metadata.get("name", "")
+    stem = name if name and path.name in EMBEDDING_FILES else path.stem  # in a folder every file has the same name
+    return _named(tensors, name, str(path), stem), str(path)
 
 
 def _file(path: Path) -> Path:
     if not path.is_dir():
         return path
-    for name in FILES:
+    for name in EMBEDDING_FILES:
         if (path / name).exists():
             return path / name
-    raise FileNotFoundError(f"{path} has neither {' nor '.join(FILES)}; name the file of the embedding itself")
+    raise FileNotFoundError(
+        f"{path} has neither {' nor '.join(EMBEDDING_FILES)}; name the file of the embedding itself"
+    )
 
 
 def _flat(source: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -10,10 +10,10 @@ from torch import Tensor
 from configs.presets import VAE_SDXL
 from ldm.checkpoint import infer
 from ldm.checkpoint.export import differing, modelspec, network_tensors
-from ldm.checkpoint.extras import noted_vae, scaled_as
 from ldm.checkpoint.family import family_of
 from ldm.checkpoint.names_compvis import vae_names
 from ldm.checkpoint.names_controlnet import CONTROL, controlnet_config, controlnet_names, pooled_by_name
+from ldm.checkpoint.separate_vae import noted_vae, scaled_as
 from ldm.checkpoint.writing import placed, write_tensors
 from unet.controlnet import ControlNet
 from vae import AutoencoderKL

@@ -12,6 +12,7 @@ from configs import interchange
 from configs.architecture import TextEncoderConfig, TinyConfig, UNetConfig
 from configs.interchange_extras import tiny_from_json
 from ldm.checkpoint.compose import composed
+from ldm.checkpoint.errors import explained
 from ldm.checkpoint.family import context_width, described, family_of
 from ldm.checkpoint.files import find_weights, has_weights, read_config, read_json
 from ldm.checkpoint.hash import remember_files
@@ -179,8 +180,7 @@ def _read(folder: Path, from_json: Callable[[dict[str, Any]], T], json: dict[str
     try:
         return from_json(json)
     except (ValueError, TypeError, KeyError, IndexError) as error:
-        detail = error if isinstance(error, ValueError) else f"malformed ({type(error).__name__}: {error})"
-        raise ValueError(f"{folder / 'config.json'}: {detail}") from None
+        raise ValueError(f"{folder / 'config.json'}: {explained(error)}") from None
 
 
 def _model_index(root: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from configs.architecture import UNetConfig
 from configs.interchange import autoencoder_from_json, text_encoder_from_json, unet_from_json
 from configs.interchange_extras import controlnet_from_json
-from ldm.checkpoint.errors import CheckpointError
+from ldm.checkpoint.errors import CheckpointError, explained
 from ldm.checkpoint.family import family_of
 from ldm.checkpoint.files import find_weights, has_weights, listed, read_config, read_json, variants
 from ldm.checkpoint.hub import NETWORKS, OTHERS, is_embedded
@@ -163,8 +163,7 @@ def _compared(part: Part, folder: Path) -> Part:
         task = task_of(config) if isinstance(config, UNetConfig) else ""
         expected = dict.fromkeys(name.own for name in names(config))
     except (ValueError, TypeError, KeyError, IndexError) as error:
-        detail = error if isinstance(error, ValueError) else f"malformed ({type(error).__name__}: {error})"
-        return replace(part, damage=(f"{folder / 'config.json'}: {detail}",))
+        return replace(part, damage=(f"{folder / 'config.json'}: {explained(error)}",))
     found = {new: name for name in part.entries if (new := canonical(name)) is not None}
     absent = tuple(name for name in expected if name not in found)
     unknown = tuple(name for new, name in found.items() if new not in expected)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 SUPPORTED = "supported are Stable Diffusion 1, 2 and XL"
 LORA = "a LoRA"
 TINY = "a tiny autoencoder (TAESD)"
+EMBEDDING_FILES = ("learned_embeds.safetensors", "learned_embeds.bin")  # in a folder
 
 # Rows in the order they are tried: what it is called, a pattern of one of its names, and what to do with it.
 KINDS: tuple[tuple[str, str, str], ...] = (

@@ -8,12 +8,13 @@ import torch
 
 from configs.architecture import AutoencoderConfig
 from configs.interchange import autoencoder_from_json
-from ldm.checkpoint.extras import load_tiny, load_vae, vae_of
+from ldm.checkpoint.extras import load_tiny
 from ldm.checkpoint.files import read_config, read_json
 from ldm.checkpoint.folder import load_folder
 from ldm.checkpoint.hub import resolve, resolve_part
 from ldm.checkpoint.kinds import TINY, kind_of
 from ldm.checkpoint.prediction import checked
+from ldm.checkpoint.separate_vae import load_vae, vae_of
 from ldm.checkpoint.single_file import load_single_file, recognised
 from ldm.checkpoint.source import open_source
 from ldm.model import LatentDiffusion

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ldm.checkpoint.errors import CheckpointError
+from ldm.checkpoint.errors import CheckpointError, explained
 from ldm.checkpoint.files import STEM, find_weights, read_config
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.source import Entry, open_source, read_headers
@@ -36,8 +36,7 @@ class Opened:
         try:
             return infer_config() if self.json is None else from_json(self.json)
         except (ValueError, TypeError, KeyError, IndexError, ZeroDivisionError) as error:
-            detail = error if isinstance(error, ValueError) else f"malformed ({type(error).__name__}: {error})"
-            raise CheckpointError(f"{self.path}: {detail}") from None
+            raise CheckpointError(f"{self.path}: {explained(error)}") from None
 
     def filled(
         self,

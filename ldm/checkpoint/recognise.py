@@ -4,7 +4,7 @@ Names and shapes alone decide, with the file's own notes where they cannot. Need
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -149,7 +149,7 @@ def _unet(shapes: Shapes, metadata: Mapping[str, str], ema: bool | None) -> _Whe
     """The U-Net's place, the plain one unless `ema` or there is only the averaged one."""
     flat = {infer.dotted(key.removeprefix(EMA_PREFIX)): key for key in shapes if key.startswith(EMA_PREFIX)}
     averaged = _Where(flat, EMA_PREFIX, averaged=True)
-    plain = [_Where(_below(shapes, prefix, UNET_ROOTS), prefix) for prefix in UNET_PREFIXES]
+    plain = [_Where(below(shapes, prefix, UNET_ROOTS), prefix) for prefix in UNET_PREFIXES]
     candidates = [averaged] if ema else plain if ema is False else [*plain, averaged]
     for where in candidates:
         if {"input_blocks", "output_blocks"} <= {name.split(".")[0] for name in where.keys}:
@@ -161,9 +161,9 @@ def _unet(shapes: Shapes, metadata: Mapping[str, str], ema: bool | None) -> _Whe
     raise NoModel(_refusal(shapes, metadata))
 
 
-def _below(shapes: Shapes, prefix: str, roots: tuple[str, ...]) -> dict[str, str]:
+def below(names: Iterable[str], prefix: str, roots: tuple[str, ...]) -> dict[str, str]:
     """The file's keys by what follows a prefix; without one, only those that begin with one of `roots`."""
-    keys = {key.removeprefix(prefix): key for key in shapes if key.startswith(prefix)}
+    keys = {key.removeprefix(prefix): key for key in names if key.startswith(prefix)}
     return keys if prefix else {name: key for name, key in keys.items() if name.split(".")[0] in roots}
 
 
@@ -233,7 +233,7 @@ def _openclip_part(shapes: Shapes, prefix: str, *, projected: bool) -> Part:
 
 def _vae_part(shapes: Shapes, family: str, task: str) -> Part | None:
     for prefix in VAE_PREFIXES:
-        inner = {name: shapes[key] for name, key in _below(shapes, prefix, VAE_ROOTS).items()}
+        inner = {name: shapes[key] for name, key in below(shapes, prefix, VAE_ROOTS).items()}
         if any(name.startswith("decoder.") for name in inner):
             config = _inferred(f"autoencoder ({prefix}*)", partial(infer.autoencoder_config, inner))
             upscale = task == "upscale"

@@ -16,9 +16,10 @@ from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.family import BY_WIDTH, context_width
 from ldm.checkpoint.infer import Shapes
 from ldm.checkpoint.infer_extras import FACTOR_XL, FOLDED, image_prompt_config
-from ldm.checkpoint.kinds import NO_CONTROLNET, TINY
+from ldm.checkpoint.kinds import EMBEDDING_FILES, NO_CONTROLNET, TINY
 from ldm.checkpoint.names_compvis import vae_names
 from ldm.checkpoint.names_controlnet import CONTROL, controlnet_config, controlnet_names, original_spelling
+from ldm.checkpoint.recognise import VAE_PREFIXES
 from ldm.checkpoint.source import Source
 from ldm.lora.guess import OTHERS, text_width
 from ldm.lora.layout import RANKED, kinds_of, role_of
@@ -183,12 +184,13 @@ def _embedding(source: Source, shapes: Shapes) -> Traits:
     width = sum({shape[-1] for shape in shapes.values() if shape})
     names = [name for name in shapes if name not in UNNAMED]
     rows = [shape[0] if len(shape) > 1 else 1 for shape in shapes.values()]
-    words = names[:MOST] or [f"{source.path.stem} (the name of the file)"]
+    own = source.metadata.get("name", "") if source.path.name in EMBEDDING_FILES else ""
+    words = names[:MOST] or [own or f"{source.path.stem} (the name of the file)"]
     return Traits(BY_WIDTH.get(width, ""), {"word": words, "vectors": max(rows), "width": width})
 
 
 def _vae(source: Source, shapes: Shapes) -> Traits:
-    prefix = next(p for p in ("first_stage_model.", "vae.", "") if any(name.startswith(p) for name in shapes))
+    prefix = next(p for p in VAE_PREFIXES if any(name.startswith(p) for name in shapes))
     inner = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
     inner = {name: shape for name, shape in inner.items() if not name.startswith(("loss.", "model_ema."))}
     own = any(".mid_block." in name for name in inner)

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from pipelines.cli.generate import notes, print_path
+from pipelines.cli.parser import add_reading
 
 HELP = """\
 Writes weights in another format and prints the path written. What SRC is, it says itself:
@@ -53,16 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text-encoder", metavar="PATH", help="a model whose text encoder to write, where SRC lacks one"
     )
     parser.add_argument("--layout", choices=("peft", "kohya"), help="of a LoRA (default: peft)")
-    parser.add_argument(
-        "--prediction-type",
-        choices=("epsilon", "v_prediction"),
-        help="what the model predicts, where its file does not say (default: found out)",
-    )
-    parser.add_argument(
-        "--allow-unknown-globals",
-        action="store_true",
-        help="read a .ckpt though it names code that weights do not need; that is never run",
-    )
+    add_reading(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it is there")
 
 

@@ -149,12 +149,12 @@ def load(args: argparse.Namespace) -> "TextToImagePipeline":
 
 def embedding(text: str) -> tuple[str, str | None]:
     """A textual inversion's file and the word for it, from FILE or FILE:TOKEN. ValueError if there is no such file."""
-    from ldm.checkpoint.embedding import FILES
     from ldm.checkpoint.hub import resolve_part
+    from ldm.checkpoint.kinds import EMBEDDING_FILES
 
     path, colon, token = text.rpartition(":")
     named, word = (path, token) if colon and token and not os.path.exists(text) else (text, None)
-    file = resolve_part(named, FILES)
+    file = resolve_part(named, EMBEDDING_FILES)
     if not file.exists():
         raise ValueError(f"there is no file {file}: --embedding takes FILE or FILE:TOKEN")
     return str(file), word

@@ -93,6 +93,20 @@ def _generate_parser() -> Parser:
     return parser
 
 
+def add_reading(parser: argparse._ActionsContainer) -> None:
+    """What a person may know about a model's file."""
+    parser.add_argument(
+        "--prediction-type",
+        choices=("epsilon", "v_prediction"),
+        help="what the model predicts, where its file does not say (default: found out)",
+    )
+    parser.add_argument(
+        "--allow-unknown-globals",
+        action="store_true",
+        help="read a .ckpt though it names code that weights do not need; that is never run",
+    )
+
+
 def _add_picture(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-m", "--model", metavar="PATH", help=MODEL_HELP)
     group.add_argument("--vae", metavar="PATH", help="VAE to use instead of the model's, or because its file lacks one")
@@ -108,16 +122,7 @@ def _add_picture(group: argparse._ArgumentGroup) -> None:
         metavar="FILE[:SCALE]",
         help="a LoRA in any format, by default at scale 1; may be given several times",
     )
-    group.add_argument(
-        "--prediction-type",
-        choices=("epsilon", "v_prediction"),
-        help="what the model predicts, where its file does not say (default: found out)",
-    )
-    group.add_argument(
-        "--allow-unknown-globals",
-        action="store_true",
-        help="load a .ckpt though it names code that weights do not need; that is never run",
-    )
+    add_reading(group)
     group.add_argument("--negative", dest="negative_prompt", metavar="TEXT", help="what to keep out of the picture")
     group.add_argument("--size", type=size, metavar="WxH", help="width x height in pixels (default: the model's)")
     group.add_argument("--seed", type=seed, metavar="N", help="the same seed gives the same picture (default: random)")

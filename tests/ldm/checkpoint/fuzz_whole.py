@@ -19,10 +19,11 @@ from typing import Any
 
 from configs import presets
 from ldm.checkpoint.errors import CheckpointError, NoModel
-from ldm.checkpoint.extras import load_controlnet, load_vae
+from ldm.checkpoint.extras import load_controlnet
 from ldm.checkpoint.inspection import inspected
 from ldm.checkpoint.load import load_model
 from ldm.checkpoint.meta import on_meta
+from ldm.checkpoint.separate_vae import load_vae
 from ldm.lora.formats import read_lora
 from ldm.lora.names import Names
 from pipelines.cli import main

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from ldm.checkpoint import infer, load_folder
 from ldm.checkpoint.errors import CheckpointError
-from ldm.checkpoint.extras import load_vae
 from ldm.checkpoint.infer_extras import adapter_config, tiny_config
 from ldm.checkpoint.inspection import inspected
 from ldm.checkpoint.names_controlnet import controlnet_config
+from ldm.checkpoint.separate_vae import load_vae
 from tests.ldm.checkpoint.test_errors import Copied, edit_json
 
 Shapes = dict[str, tuple[int, ...]]

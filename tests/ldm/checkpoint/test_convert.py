@@ -15,9 +15,12 @@ from configs.interchange import autoencoder_to_json
 from configs.interchange_extras import controlnet_to_json
 from ldm.checkpoint import load_folder, load_single_file, save_folder
 from ldm.checkpoint.convert import Options, convert
-from ldm.checkpoint.extras import load_controlnet, load_vae
+from ldm.checkpoint.embedding import read_embedding
+from ldm.checkpoint.extras import load_controlnet
+from ldm.checkpoint.inspection import inspected
 from ldm.checkpoint.names_compvis import to_original, vae_names
 from ldm.checkpoint.save import save_network
+from ldm.checkpoint.separate_vae import load_vae
 from tests.ldm.checkpoint.originals import UNET, assert_same, randomised, sd2_file, tiny, write
 from tests.ldm.checkpoint.test_controlnet_files import CONTROLNETS, original
 from unet.controlnet import ControlNet
@@ -244,6 +247,15 @@ def test_embeddings(name: str, tmp_path: Path) -> None:
     folder = convert(path, tmp_path / "folder", HALF)
     assert folder == tmp_path / "folder" / "learned_embeds.safetensors"
     same(load_file(folder), {word: rows.half() for word, rows in expected.items()})
+
+
+def test_a_folder_keeps_the_word_of_a_pair(tmp_path: Path) -> None:
+    save_file(EMBEDDINGS["pair.safetensors"][0], tmp_path / "moonlight.safetensors")
+    folder = convert(tmp_path / "moonlight.safetensors", tmp_path / "folder").parent
+    words, _ = read_embedding(folder)
+    assert list(words) == ["moonlight"]
+    assert inspected(folder / "learned_embeds.safetensors", hashed=False).details["word"] == ["moonlight"]
+    assert list(read_embedding(convert(folder, tmp_path / "moon.safetensors"))[0]) == ["moon"]
 
 
 # what cannot be

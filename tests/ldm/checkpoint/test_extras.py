@@ -21,10 +21,10 @@ from ldm.checkpoint.extras import (
     load_adapter,
     load_ip_adapter,
     load_tiny,
-    load_vae,
 )
 from ldm.checkpoint.files import STEM
 from ldm.checkpoint.names_compvis import to_original, vae_names
+from ldm.checkpoint.separate_vae import load_vae
 from tests.ldm.checkpoint.beside import same, write, write_folder
 from tests.ldm.checkpoint.conftest import randomise
 from tests.ldm.checkpoint.originals import tiny_families

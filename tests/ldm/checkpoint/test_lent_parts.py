@@ -13,8 +13,8 @@ from configs.architecture import AutoencoderConfig
 from ldm.checkpoint import load_model
 from ldm.checkpoint.convert import Options, convert
 from ldm.checkpoint.errors import CheckpointError
-from ldm.checkpoint.extras import load_vae
 from ldm.checkpoint.names_compvis import to_original, vae_names
+from ldm.checkpoint.separate_vae import load_vae
 from tests.ldm.checkpoint.conftest import randomise
 from tests.ldm.checkpoint.originals import CLIP_SD1, UNET, VAE, tiny, write
 from vae import AutoencoderKL
