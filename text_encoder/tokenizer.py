@@ -4,10 +4,10 @@ import copy
 import gzip
 import json
 from collections.abc import Iterable
-from functools import cache
 from importlib.resources import files
 from itertools import count, takewhile
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
@@ -134,15 +134,13 @@ class Tokenizer:
         return index
 
 
-@cache
 def clip_vocabulary() -> tuple[dict[str, int], Merges]:
     """CLIP's tokens with their ids, and its merges, from the shipped list (see the LICENSE beside it)."""
     packed = (files("text_encoder") / "clip_vocabulary" / "merges.txt.gz").read_bytes()
-    merges = [
-        (left, right) for left, right in (line.split(" ") for line in gzip.decompress(packed).decode().splitlines())
-    ]
+    parts = (line.split(" ") for line in gzip.decompress(packed).decode().splitlines())
+    merges = [(intern(left), intern(right)) for left, right in parts]  # most are tokens too, and often met
     symbols = _byte_symbols()
-    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *(a + b for a, b in merges), START, END]
+    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *(intern(a + b) for a, b in merges), START, END]
     return {token: index for index, token in enumerate(tokens)}, merges
 
 
