@@ -47,7 +47,8 @@ def train(
     minutes: keep the state and return False once they are over; True is returned when all is finished.
 
     Ctrl-C and SIGTERM raise `Interrupted` once the state is kept: at the end of the step, on several processes with the
-    next line of the log. Raises ValueError for what another run file has made.
+    next line of the log. Raises ValueError for what another run file has made, and where training would change what a
+    stage that is kept was trained on.
     """
     if minutes is not None and not minutes > 0:
         raise ValueError(f"minutes = {minutes} is out of range, expected a number above 0")
@@ -62,6 +63,7 @@ def train(
         adopt(start, config, scenes, output)
     processes.wait_for_everyone()
     todo = _unfinished(config, output, stages, fresh)
+    _refuse_stale(output, todo, fresh)
     if fresh and processes.is_main_process:
         for name in todo:
             shutil.rmtree(output / name, ignore_errors=True)
@@ -88,6 +90,18 @@ def _unfinished(config: RunConfig, output: Path, stages: Sequence[str], fresh: b
         elif name in stages:
             todo.append(name)
     return todo
+
+
+def _refuse_stale(output: Path, todo: Sequence[str], fresh: bool) -> None:
+    """Raises ValueError if training would change what a stage that is kept has been trained on."""
+    for name in STAGES:
+        folder, changed = output / name, [used for used in USES[name] if used in todo]
+        begun = any((folder / part).exists() for part in ("finished", "checkpoints", "start.safetensors"))
+        if changed and begun and not (fresh and name in todo):
+            raise ValueError(
+                f"{folder} was made with the {changed[0]} that would now be trained: begin both anew with --fresh "
+                f"--stage {','.join(one for one in STAGES if one in (*todo, name))}, or choose another --output"
+            )
 
 
 def _train(config: RunConfig, output: Path, name: str, scenes: EmojiScenes, patience: Patience, progress: bool) -> bool:

@@ -153,6 +153,18 @@ def test_folders_from_before_are_taken_with_a_warning(output, tmp_path):
         assert train(RUN, tmp_path, ("classifier",), progress=False)
 
 
+@pytest.mark.parametrize(("stage", "later"), [("classifier", "autoencoder"), ("text", "denoiser")])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_a_kept_stage_was_trained_on_stays(output, tmp_path, stage, later, fresh):
+    shutil.copytree(output, tmp_path / "run")
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    table = getattr(RUN, stage)
+    longer = replace(RUN, **{stage: replace(table, loop=replace(table.loop, steps=6))})
+    with pytest.raises(ValueError, match=f"{later} was made with the {stage} that .* --stage {stage},{later}, or"):
+        train(longer, tmp_path / "run", (stage,), fresh=fresh, progress=False)
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+
+
 def test_a_stage_that_is_none_is_named(tmp_path):
     with pytest.raises(ValueError, match="'denoise' is no stage: there are classifier, autoencoder, text, denoiser"):
         train(RUN, tmp_path, ("denoise",), progress=False)
