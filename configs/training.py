@@ -66,7 +66,8 @@ class WorldConfig:
     shares: how often each of the named kinds is met in training; empty: as often as in evaluation.
     lattice: cells from side to side of the picture that glyphs are aligned with, best the latents' pixels; 0: anywhere.
     sides: how many of these cells a thing may measure.
-    hubs: how many the one that holds, wears, rides or carries may measure; the most that fit are taken.
+    hubs: how many the one that holds, wears, rides or carries may measure where no other group is beside it and its
+        size is not told; the most that fit are taken.
     """
 
     nouns: tuple[str, ...] = ()

@@ -24,6 +24,7 @@ from ldm.checkpoint.family import family_of
 from ldm.checkpoint.folder import CLASSES
 from ldm.checkpoint.meta import Uninitialised, on_meta
 from ldm.checkpoint.overrides import NAMES, scheduler_config
+from ldm.checkpoint.published import LOW_RES_SCHEDULER
 from ldm.checkpoint.save import pipeline_index, text_encoders
 from ldm.checkpoint.weights import Canonical, differences
 from ldm.model import LatentDiffusion
@@ -61,7 +62,8 @@ KINDS = {
 
 
 def from_diffusers(pipe: Any) -> LatentDiffusion:
-    """The model of a DiffusionPipeline, on its parameters. Its safety checker stays behind.
+    """The model of a DiffusionPipeline, on its parameters. What no model has stays behind: a safety checker, the
+    schedule of an upscaler's small pictures.
 
     Raises ValueError for a pipeline with other parts than Stable Diffusion 1, 2 or XL has, for networks with layers of
     peft or of an IP-Adapter in them, and for one that is offloaded layer by layer.
@@ -88,7 +90,7 @@ def from_diffusers(pipe: Any) -> LatentDiffusion:
 
 
 def to_diffusers(model: LatentDiffusion) -> Any:
-    """The DiffusionPipeline for a model, on its parameters: the one it came from, or the plain one of its family.
+    """The DiffusionPipeline for a model, on its parameters: the one it came from, or that of its family and task.
 
     Others are made of its parts, `OtherPipeline.from_pipe(pipe)` or `OtherPipeline(**pipe.components, ...)`. Raises
     ValueError for anything but a model, such as the `model` of a pipeline here, and while LoRAs are loaded.
@@ -99,6 +101,7 @@ def to_diffusers(model: LatentDiffusion) -> Any:
     encoders = text_encoders(model)
     index = pipeline_index(model, encoders)
     parts = {
+        "low_res_scheduler": _class("diffusers", LOW_RES_SCHEDULER["_class_name"]).from_config(LOW_RES_SCHEDULER),
         "unet": _theirs("unet", index, model.unet),
         "vae": _theirs("vae", index, model.autoencoder),
         "scheduler": _class(*index["scheduler"]).from_config(dict(model.scheduler_config)),
@@ -120,7 +123,7 @@ def _parts(pipe: Any) -> dict[str, Any]:
     components = getattr(pipe, "components", None)
     if not isinstance(components, Mapping):
         raise ValueError(f"a {type(pipe).__name__} is no pipeline of diffusers; {SUPPORTED}")
-    parts = {name: part for name, part in components.items() if part is not None}
+    parts = {name: part for name, part in components.items() if part is not None and name != "low_res_scheduler"}
     known = {name for name, part in parts.items() if name in NAMES and (name not in CLASSES or _kind(name, part))}
     encoders = {"text_encoder", "text_encoder_2"} & known or {"text_encoder"}
     needed = {"unet", "vae", "scheduler", *encoders, *(TOKENIZERS[part] for part in encoders)}

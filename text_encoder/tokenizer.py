@@ -139,15 +139,18 @@ def clip_vocabulary() -> tuple[dict[str, int], Merges]:
     packed = (files("text_encoder") / "clip_vocabulary" / "merges.txt.gz").read_bytes()
     parts = (line.split(" ") for line in gzip.decompress(packed).decode().splitlines())
     merges = [(intern(left), intern(right)) for left, right in parts]  # most are tokens too, and often met
-    symbols = _byte_symbols()
-    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *(intern(a + b) for a, b in merges), START, END]
+    tokens = [*byte_tokens(), *(intern(a + b) for a, b in merges), START, END]
     return {token: index for index, token in enumerate(tokens)}, merges
 
 
-def _byte_symbols() -> list[str]:
-    """GPT-2's 256 characters for bytes: printable Latin-1 bytes stand for themselves, the others follow from U+0100."""
+def byte_tokens() -> list[str]:
+    """CLIP's first 512 tokens: every byte inside a word, and every byte that ends one.
+
+    The characters are GPT-2's: printable Latin-1 bytes stand for themselves, the others follow from U+0100.
+    """
     printable = [chr(byte) for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-    return printable + [chr(256 + index) for index in range(256 - len(printable))]
+    symbols = printable + [chr(256 + index) for index in range(256 - len(printable))]
+    return symbols + [f"{symbol}</w>" for symbol in symbols]
 
 
 def _backend(vocabulary: dict[str, int], merges: Merges, unknown: str) -> Backend:

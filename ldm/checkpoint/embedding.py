@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.family import described
 from ldm.checkpoint.files import listed
-from ldm.checkpoint.kinds import EMBEDDING_FILES, kind_of
+from ldm.checkpoint.kinds import EMBEDDING_FILES, kind_of, word_of
 from ldm.checkpoint.source import FLOATS, Source, open_source
 from text_encoder import CLIPTextEncoder, PairedTextEncoder
 from text_encoder.inversion import add_words, check_words, learned_words, remove_words
@@ -99,9 +99,7 @@ def _words(source: Any) -> tuple[dict[str, Vectors], str]:
     opened = open_source(path)
     _refuse_others(opened)
     tensors = {name: opened.tensor(name) for name, entry in opened.entries.items() if entry.dtype in FLOATS}
-    name = opened.metadata.get("name", "")
-    stem = name if name and path.name in EMBEDDING_FILES else path.stem  # in a folder every file has the same name
-    return _named(tensors, name, str(path), stem), str(path)
+    return _named(tensors, opened.metadata.get("name", ""), str(path), word_of(path, opened.metadata)), str(path)
 
 
 def _file(path: Path) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from configs.architecture import TextEncoderConfig
 from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.names_compvis import Name, clip_names, openclip_names, to_original, unet_names, vae_names
-from ldm.checkpoint.published import distilled_by_schedule, distilled_of, scheduler_config, task_of
+from ldm.checkpoint.published import DISTILLED, DISTILLED_FROM, distilled_of, scheduler_config, task_of
 from ldm.checkpoint.recognise import ENCODERS, UNET_PREFIXES, VAE_PREFIXES, Recognised, recognise
 from ldm.checkpoint.save import text_encoders
 from ldm.checkpoint.writing import HASH_KEY, placed, require_safetensors, write_tensors
@@ -151,12 +151,12 @@ def _marks(model: LatentDiffusion) -> list[str]:
 
 
 def _distilled(model: LatentDiffusion) -> str:
-    """What in a title tells a distilled model, "" for others: that it was loaded as one, or Turbo's own schedule."""
-    word = distilled_by_schedule(model.family, model.scheduler_config)
-    if word in ("", "turbo"):
-        return word
-    steps = model.defaults.get("num_inference_steps")  # without these it may be any model with this schedule
-    return f"{word} {steps}step" if steps else ""
+    """What in a title tells a distilled model, "" for others; many models have the same schedule."""
+    config, steps = model.scheduler_config, model.defaults.get("num_inference_steps")
+    words = [word for word, name in DISTILLED.items() if name == config["_class_name"]]
+    if not steps or not words or config.get("timestep_spacing") != "trailing" or config.get("rescale_betas_zero_snr"):
+        return ""
+    return f"{words[0]} {steps}step" if model.family in DISTILLED_FROM[words[0]] else ""
 
 
 # what cannot be told in such files
@@ -168,10 +168,11 @@ def _refusal(reason: str) -> ValueError:
 
 def _require_clip(encoders: Mapping[str, CLIPTextEncoder]) -> None:
     """Raises ValueError for words that readers do not know: such files carry no tokenizer."""
+    known, _ = clip_vocabulary()
     for encoder in encoders.values():
         if encoder.inversions is not None:
             raise _refusal("it was taught words, which have no place there: unload_textual_inversion() first")
-        if encoder.tokenizer.vocabulary != clip_vocabulary()[0]:
+        if encoder.tokenizer.vocabulary != known:
             raise _refusal("such a file carries no tokenizer, and this model's is not CLIP's")
 
 

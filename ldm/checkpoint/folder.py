@@ -20,11 +20,11 @@ from ldm.checkpoint.hub import NETWORKS, require_folder
 from ldm.checkpoint.mend import mended_scheduler, mended_unet
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.overrides import checked
-from ldm.checkpoint.published import CALL_DEFAULTS, distilled_by_schedule, distilled_defaults, distilled_note
+from ldm.checkpoint.published import CALL_DEFAULTS, distilled_defaults, distilled_folder, distilled_note
 from ldm.checkpoint.source import Entry, read_headers
 from ldm.checkpoint.weights import load_weights, main_dtype, vae_dtype
 from ldm.model import LatentDiffusion
-from ldm.vocabulary import are_defaults, read_vocabulary
+from ldm.vocabulary import DEFAULTS, are_defaults, read_vocabulary
 from text_encoder import CLIPTextEncoder, CLIPTextModel, PairedTextEncoder, Tokenizer
 from text_encoder.clip import canonical_keys as canonical_text_keys
 from unet import UNet
@@ -84,7 +84,7 @@ def load_folder(
     encoder = _text_encoder(folder, entries, dtype)
     unet = _unet(folder, entries, dtype)
     scheduler, family = folder.scheduler(), family_of(unet.config, 2 if isinstance(encoder, PairedTextEncoder) else 1)
-    defaults, notes = folder.defaults(distilled_by_schedule(family, scheduler))
+    defaults, notes = folder.defaults(family, scheduler)
     for note in notes:
         logger.warning("%s: %s", path, note)
     return LatentDiffusion(
@@ -159,15 +159,18 @@ class Folder:
     def tiny_config(self) -> TinyConfig:
         return _read(self.path / "vae", tiny_from_json, self.config("vae"))
 
-    def defaults(self, distilled: str) -> tuple[dict[str, Any], list[str]]:
-        """What calls take where they say nothing, as we wrote it or as Turbo needs it, with what to say of that."""
+    def defaults(self, family: str, scheduler: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """What calls take where they say nothing, as we wrote it or as a distilled model needs it, and what to say."""
         stored = self.index.get(CALL_DEFAULTS, {})
+        if isinstance(stored, dict):  # later versions may write others
+            stored = {name: value for name, value in stored.items() if name in DEFAULTS}
         if not are_defaults(stored):
             raise ValueError(f"{self.path / 'model_index.json'}: {CALL_DEFAULTS} are no defaults of calls; remove them")
-        if stored or distilled != "turbo":
+        word, name = distilled_folder(family, self.path, scheduler)
+        if stored or not word:
             return stored, []
-        defaults = distilled_defaults(distilled, "")
-        return defaults, [distilled_note("its schedule is that of a turbo model", defaults)]
+        defaults = distilled_defaults(word, name)
+        return defaults, [distilled_note(f"its name says {word}", defaults)]
 
     def scheduler(self) -> dict[str, Any]:
         json = self.given.get("scheduler") or read_json(self.path / "scheduler" / "scheduler_config.json")

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 SUPPORTED = "supported are Stable Diffusion 1, 2 and XL"
 LORA = "a LoRA"
 TINY = "a tiny autoencoder (TAESD)"
-EMBEDDING_FILES = ("learned_embeds.safetensors", "learned_embeds.bin")  # in a folder
+EMBEDDING_FILES = ("learned_embeds.safetensors", "learned_embeds.bin")  # in a folder, where all have the same name
 
 # Rows in the order they are tried: what it is called, a pattern of one of its names, and what to do with it.
 KINDS: tuple[tuple[str, str, str], ...] = (
@@ -96,3 +97,8 @@ def foreign_noise(names: Collection[str]) -> bool:
     """Whether a whole model says that it was trained with another process (Playground 2.5, CosXL)."""
     pattern = next(pattern for kind, pattern, _ in KINDS if kind == NOISES)
     return any(re.fullmatch(pattern, name) for name in names)
+
+
+def word_of(path: Path, metadata: Mapping[str, str]) -> str:
+    """The word of an embedding that has no place for it: the file's name or, where that is a folder's, as it notes."""
+    return metadata.get("name") or path.stem if path.name in EMBEDDING_FILES else path.stem

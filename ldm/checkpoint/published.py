@@ -106,12 +106,13 @@ def distilled_defaults(distilled: str, title: str) -> dict[str, Any]:
     return {"num_inference_steps": steps, "guidance_scale": 1.0}
 
 
-def distilled_by_schedule(family: str, config: Mapping[str, Any]) -> str:
-    """The key of DISTILLED whose schedule a `scheduler_config.json` is, or "". Only Turbo's own is no other model's."""
-    if config.get("timestep_spacing") != "trailing" or config.get("rescale_betas_zero_snr"):
-        return ""
-    word = next((word for word, name in DISTILLED.items() if name == config.get("_class_name")), "")
-    return word if word and family in DISTILLED_FROM[word] else ""
+def distilled_folder(family: str, path: Path, scheduler: Mapping[str, Any]) -> tuple[str, str]:
+    """The key of DISTILLED that a folder's name says its model to be, or "", and that name.
+
+    In the hub's cache it is the repository's. The schedule must allow it: few steps are spaced from the end.
+    """
+    name = path.parent.parent.name if path.parent.name == "snapshots" else path.name
+    return distilled_of(family, name) if scheduler.get("timestep_spacing") == "trailing" else "", name
 
 
 def distilled_note(because: str, defaults: Mapping[str, Any]) -> str:

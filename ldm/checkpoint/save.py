@@ -28,6 +28,7 @@ COMPLETE = {f"StableDiffusion{xl}{task}Pipeline" for xl in ("", "XL") for task i
     "LatentConsistencyModelImg2ImgPipeline",
 }
 # By task: parts of its pipeline that no LatentDiffusion has. Whoever loads "depth" is asked for a depth estimator.
+OWN_PIPELINES = ("depth", "upscale")
 ABSENT = {
     "": ("feature_extractor", "image_encoder", "safety_checker"),
     "depth": ("feature_extractor", "depth_estimator"),
@@ -51,6 +52,8 @@ def save_folder(
     dtype: converts the weights; None keeps every network's own.
     max_shard_size: bytes, or a text such as "5GB"; larger weights are split into files with an index.
     overwrite: replaces a folder that already has contents, as a whole.
+
+    An x4 upscaler gets the published schedule for its small pictures, which no LatentDiffusion holds.
 
     The folder appears complete or not at all: it is written beside its place and then renamed. Raises FileExistsError
     for a folder with contents unless `overwrite`, ValueError for a size or variant that cannot be read, or while LoRAs
@@ -117,10 +120,14 @@ def pipeline_index(model: LatentDiffusion, encoders: Mapping[str, CLIPTextEncode
         "scheduler": ["diffusers", model.scheduler_config["_class_name"]],
     }
     xl, absent, task = model.family.startswith("sdxl"), [None, None], task_of(model.unet.config)
-    extra: dict[str, Any] = {CALL_DEFAULTS: dict(model.defaults)} if model.defaults else {}
+    told = {name: value for name, value in model.model_index.items() if name != "requires_safety_checker"}
     if task == "upscale":
         parts["low_res_scheduler"] = ["diffusers", LOW_RES_SCHEDULER["_class_name"]]
-        extra["max_noise_level"] = MAX_LOW_RES_NOISE
+        told = {"max_noise_level": MAX_LOW_RES_NOISE, **told}
+    elif task != "depth" and not xl:
+        told["requires_safety_checker"] = False
+    if model.defaults:
+        told[CALL_DEFAULTS] = dict(model.defaults)
     for suffix in ("", "_2") if xl else ("",):
         encoder = encoders.get(f"text_encoder{suffix}")
         projected = encoder is not None and encoder.model.config.projection_dim is not None
@@ -128,16 +135,15 @@ def pipeline_index(model: LatentDiffusion, encoders: Mapping[str, CLIPTextEncode
         parts[f"text_encoder{suffix}"] = ["transformers", name] if encoder else [*absent]
         parts[f"tokenizer{suffix}"] = ["transformers", "CLIPTokenizer"] if encoder else [*absent]
     lacking = [name for name in ABSENT.get(task, ABSENT[""]) if not (xl and name == "safety_checker")]
-    if "image_encoder" in lacking and not xl:
-        extra["requires_safety_checker"] = False
     named = {"_class_name": _pipeline_class(model), "_diffusers_version": WRITTEN_FOR}
-    return {**model.model_index, **extra, **named, **parts, **{name: [*absent] for name in lacking}}
+    return {**told, **named, **parts, **{name: [*absent] for name in lacking}}
 
 
 def _pipeline_class(model: LatentDiffusion) -> str:
     """The pipeline the model came from, where its parts suffice for it, or that of its family and task."""
-    name = model.model_index.get("_class_name")
-    return str(name if name in COMPLETE else model_index(model.family, task_of(model.unet.config))["_class_name"])
+    name, task = model.model_index.get("_class_name"), task_of(model.unet.config)
+    fits = name in COMPLETE and task not in OWN_PIPELINES
+    return str(name if fits else model_index(model.family, task)["_class_name"])
 
 
 @dataclass(frozen=True)

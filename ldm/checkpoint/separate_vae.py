@@ -101,7 +101,8 @@ def _precision(config: AutoencoderConfig, dtype: torch.dtype) -> torch.dtype:
 
 def _tensors(entries: Mapping[str, Entry], prefix: str) -> dict[str, Entry]:
     """Those of a VAE under a prefix, without it."""
-    own = {name: entries[key] for name, key in below(entries, prefix, VAE_ROOTS).items()}
+    inner = below(entries, prefix, VAE_ROOTS).items()
+    own = {name: entries[key] for name, key in inner if name.split(".")[0] in VAE_ROOTS}
     return own if "decoder.conv_in.weight" in own else {}
 
 

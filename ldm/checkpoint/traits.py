@@ -16,7 +16,7 @@ from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.family import BY_WIDTH, context_width
 from ldm.checkpoint.infer import Shapes
 from ldm.checkpoint.infer_extras import FACTOR_XL, FOLDED, image_prompt_config
-from ldm.checkpoint.kinds import EMBEDDING_FILES, NO_CONTROLNET, TINY
+from ldm.checkpoint.kinds import NO_CONTROLNET, TINY, word_of
 from ldm.checkpoint.names_compvis import vae_names
 from ldm.checkpoint.names_controlnet import CONTROL, controlnet_config, controlnet_names, original_spelling
 from ldm.checkpoint.recognise import VAE_PREFIXES
@@ -184,8 +184,8 @@ def _embedding(source: Source, shapes: Shapes) -> Traits:
     width = sum({shape[-1] for shape in shapes.values() if shape})
     names = [name for name in shapes if name not in UNNAMED]
     rows = [shape[0] if len(shape) > 1 else 1 for shape in shapes.values()]
-    own = source.metadata.get("name", "") if source.path.name in EMBEDDING_FILES else ""
-    words = names[:MOST] or [own or f"{source.path.stem} (the name of the file)"]
+    word = word_of(source.path, source.metadata)
+    words = names[:MOST] or [word + " (the name of the file)" * (word == source.path.stem)]
     return Traits(BY_WIDTH.get(width, ""), {"word": words, "vectors": max(rows), "width": width})
 
 

@@ -8,11 +8,10 @@ from typing import Any
 from configs.training import RunConfig
 from ldm.data.emoji_scenes.generator import EmojiScenes
 from ldm.data.emoji_scenes.lexicon import words
-from text_encoder.tokenizer import END, START, Tokenizer, clip_vocabulary
+from text_encoder.tokenizer import END, START, Tokenizer, byte_tokens
 
 Pair = tuple[str, str]
 Symbols = tuple[str, ...]
-_BYTES = 512  # CLIP's first tokens: every byte inside a word, and every byte that ends one
 
 
 def build_tokenizer(vocabulary: Sequence[str], max_length: int) -> Tokenizer:
@@ -24,7 +23,7 @@ def build_tokenizer(vocabulary: Sequence[str], max_length: int) -> Tokenizer:
     """
     if max_length < 3:
         raise ValueError(f"max_length={max_length} leaves no room between start and end; use 3 or more")
-    symbols = list(clip_vocabulary()[0])[:_BYTES]
+    symbols = byte_tokens()
     plain = _tokenizer(symbols, [], max_length)
     merges = _learn({part for word in vocabulary for part in _parts(plain.encode(word), symbols)})
     tokens = list(dict.fromkeys([*symbols, *(left + right for left, right in merges)]))

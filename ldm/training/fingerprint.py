@@ -54,12 +54,17 @@ def mark(folder: Path, steps: int, digest: str) -> None:
 
 def finished(folder: Path, digest: str) -> int:
     """After how many steps the stage in a folder was finished, 0 if it was not. Raises and warns as `require`."""
+    steps, found = noted(folder)
+    if steps:
+        require(found, digest, folder)
+    return steps
+
+
+def noted(folder: Path) -> tuple[int, str]:
+    """After how many steps the stage in a folder was finished, and of which digest: 0 and "" if it was not."""
     note = folder / "finished"
     steps, found = (*(note.read_text().split() if note.exists() else ()), "", "")[:2]
-    if not steps.isdecimal():
-        return 0
-    require(found, digest, folder)
-    return int(steps)
+    return (int(steps), found) if steps.isdecimal() else (0, "")
 
 
 def _told(value: Any) -> Any:

@@ -17,7 +17,7 @@ from configs.training import STAGES, RunConfig
 from ldm.data.emoji_scenes.generator import EmojiScenes
 from ldm.data.emoji_scenes.world import World
 from ldm.training.adopt import adopt
-from ldm.training.fingerprint import USES, fingerprint, finished, mark
+from ldm.training.fingerprint import USES, fingerprint, finished, mark, noted
 from ldm.training.interrupt import TIME, Interrupted, Patience, agreed
 from ldm.training.log import Log
 from ldm.training.memory import advice
@@ -63,7 +63,7 @@ def train(
         adopt(start, config, scenes, output)
     processes.wait_for_everyone()
     todo = _unfinished(config, output, stages, fresh)
-    _refuse_stale(output, todo, fresh)
+    _refuse_stale(config, output, todo)
     if fresh and processes.is_main_process:
         for name in todo:
             shutil.rmtree(output / name, ignore_errors=True)
@@ -92,15 +92,19 @@ def _unfinished(config: RunConfig, output: Path, stages: Sequence[str], fresh: b
     return todo
 
 
-def _refuse_stale(output: Path, todo: Sequence[str], fresh: bool) -> None:
-    """Raises ValueError if training would change what a stage that is kept has been trained on."""
+def _refuse_stale(config: RunConfig, output: Path, todo: Sequence[str]) -> None:
+    """Raises ValueError if training would change what a finished stage, which is kept, has been trained on."""
     for name in STAGES:
-        folder, changed = output / name, [used for used in USES[name] if used in todo]
-        begun = any((folder / part).exists() for part in ("finished", "checkpoints", "start.safetensors"))
-        if changed and begun and not (fresh and name in todo):
+        changed = [used for used in USES[name] if used in todo]
+        steps, digest = noted(output / name)  # one of another run file is refused when its turn comes
+        kept = name not in todo and digest in ("", fingerprint(config, name))
+        if changed and kept and steps >= getattr(config, name).loop.steps:
+            stale = {changed[0]}
+            for later in STAGES:  # in their order, so that users of users follow
+                stale |= {later} if stale & {*USES[later]} else set()
             raise ValueError(
-                f"{folder} was made with the {changed[0]} that would now be trained: begin both anew with --fresh "
-                f"--stage {','.join(one for one in STAGES if one in (*todo, name))}, or choose another --output"
+                f"{output / name} was made with the {changed[0]} that would now be trained: begin anew with --fresh "
+                f"--stage {','.join(one for one in STAGES if one in stale)}, or choose another --output"
             )
 
 

@@ -21,7 +21,8 @@ def place(plan: Plan, caption: str, draw: Keyed, lattice: Lattice = ANYWHERE) ->
     """The plan drawn once; other draws give other pictures of the same meaning."""
     spatial = next((link for link in plan.links if link.relation in SPATIAL), None)
     if spatial is None:
-        group = _scaled(build(plan, 0, draw), _side(plan, 0, draw), lattice, hub=bool(plan.links))
+        hub = bool(plan.links) and not plan.things[0].size
+        group = _scaled(build(plan, 0, draw), _side(plan, 0, draw), lattice, hub)
         group = _alone(group, plan, draw, lattice)
         return _finish(plan, caption, [group])
     hubs = (spatial.subject, spatial.object)
@@ -51,7 +52,7 @@ def _side(plan: Plan, hub: int, draw: Keyed) -> float:
 
 
 def _scaled(group: Group, side: float, lattice: Lattice, hub: bool = False) -> Group:
-    """The group with a first piece of this side, or smaller where it would not fit. hub: others touch that piece."""
+    """The group with a first piece of this side, or smaller where it would not fit; hub: as large as hubs may be."""
     largest = lattice.hub if hub else lattice.thing
     side = largest(side, (1 - 2 * MARGIN) / _extent(group))
     settled = lattice.settle([piece.moved(side, 0, 0) for piece in group])

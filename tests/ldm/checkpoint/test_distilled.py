@@ -12,6 +12,8 @@ from ldm.checkpoint.published import distilled_defaults, distilled_of, scheduler
 from pipelines import TextToImagePipeline
 from tests.ldm.checkpoint.originals import tiny, write
 
+TRAILING = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
+
 
 @pytest.mark.parametrize(
     ("family", "name", "kind"),
@@ -90,16 +92,30 @@ def test_a_folder_keeps_them(tmp_path: Path) -> None:
     assert load_folder(save_folder(again, tmp_path / "copy")).defaults == loaded.defaults
 
 
-def test_a_folder_of_turbo_is_known_by_its_schedule(tmp_path: Path) -> None:
-    """The published one says nothing else."""
-    config = scheduler_config("sdxl", "", "epsilon", zero_snr=False, distilled="turbo")
-    loaded = load_folder(save_folder(replace(tiny("sdxl")[0], scheduler_config=config), tmp_path / "model"))
+@pytest.mark.parametrize(
+    "place", ["sdxl-turbo", "models--stabilityai--sdxl-turbo/snapshots/71153311d3dbb46851df1931d3ca"]
+)
+def test_a_folder_is_known_by_its_name(place: str, tmp_path: Path) -> None:
+    """Its own or, in the hub's cache, its repository's: the published ones say it nowhere else."""
+    model = replace(tiny("sdxl")[0], scheduler_config={**tiny("sdxl")[0].scheduler_config, **TRAILING})
+    loaded = load_folder(save_folder(model, tmp_path / place))
     assert loaded.defaults == {"num_inference_steps": 4, "guidance_scale": 1.0}
-    assert "its schedule is that of a turbo model, so without other arguments it takes 4 steps" in loaded.notes[0]
-    assert load_folder(save_folder(tiny("sdxl")[0], tmp_path / "plain")).defaults == {}
+    assert "its name says turbo, so without other arguments it takes 4 steps" in loaded.notes[0]
 
 
-@pytest.mark.parametrize("defaults", [{"num_inference_steps": 0}, {"prompt": "a cat"}, [4]])
+def test_neither_a_schedule_nor_a_name_alone_makes_a_folder_distilled(tmp_path: Path) -> None:
+    model = tiny("sdxl")[0]
+    trailing = replace(model, scheduler_config={**model.scheduler_config, **TRAILING})
+    assert load_folder(save_folder(trailing, tmp_path / "model")).defaults == {}
+    assert load_folder(save_folder(model, tmp_path / "sdxl-turbo")).defaults == {}
+    known = replace(trailing, defaults={"num_inference_steps": 3})
+    index = json.loads((save_folder(known, tmp_path / "xl-turbo") / "model_index.json").read_text())
+    index["_defaults"]["of_a_later_version"] = 1
+    (tmp_path / "xl-turbo" / "model_index.json").write_text(json.dumps(index))
+    assert load_folder(tmp_path / "xl-turbo").defaults == {"num_inference_steps": 3}
+
+
+@pytest.mark.parametrize("defaults", [{"num_inference_steps": 0}, {"guidance_scale": "much"}, [4]])
 def test_defaults_that_are_none_are_refused(defaults: object, tmp_path: Path) -> None:
     folder = save_folder(tiny("sdxl")[0], tmp_path / "model")
     index = json.loads((folder / "model_index.json").read_text())

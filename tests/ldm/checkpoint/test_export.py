@@ -120,8 +120,10 @@ def test_metadata(name: str, tmp_path: Path) -> None:
 
 def test_a_distilled_model_is_read_back_as_one(tmp_path: Path) -> None:
     config = scheduler_config("sdxl", "", "epsilon", zero_snr=False, distilled="turbo")
-    source = replace(tiny("sdxl")[0], scheduler_config=config)
+    source = replace(tiny("sdxl")[0], scheduler_config=config, defaults={"num_inference_steps": 4})
     assert load_single_file(save_single_file(source, tmp_path / "m.safetensors")).scheduler_config == config
+    ordinary = load_single_file(save_single_file(replace(source, defaults={}), tmp_path / "o.safetensors"))
+    assert ordinary.defaults == {}
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])

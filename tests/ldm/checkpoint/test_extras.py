@@ -52,8 +52,7 @@ def test_vae_in_the_original_layout(prefix, suffix, vae, tmp_path):
     assert state[f"{prefix}encoder.mid.attn_1.q.weight"].shape == (32, 32, 1, 1)
     if prefix:  # a whole model's file: the rest is left alone
         state["model.diffusion_model.out.2.weight"] = torch.zeros(4, 8, 3, 3)
-    else:
-        state |= {"loss.logvar": torch.zeros(()), "model_ema.decay": torch.zeros(())}
+    state |= {f"{prefix}loss.logvar": torch.zeros(()), f"{prefix}model_ema.decay": torch.zeros(())}
     found = load_vae(write(state, tmp_path / f"vae{suffix}"))
     assert found.config == VAE
     same(found, vae)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ldm.checkpoint import load_folder, save_folder
+from pipelines.interop import from_diffusers, to_diffusers
 from tests.ldm.checkpoint.originals import assert_same, tiny
 
 
@@ -49,3 +50,23 @@ def test_diffusers_enlarges_with_an_upscaler_we_wrote(tmp_path: Path) -> None:
 def test_diffusers_asks_for_the_depth_estimator_that_is_not_ours(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="depth_estimator"):
         diffusers.DiffusionPipeline.from_pretrained(save_folder(tiny("sd2-depth")[0], tmp_path / "model"))
+
+
+def test_folders_of_a_plain_pipeline_are_mended(tmp_path: Path) -> None:
+    """As they were written once, and with an upscaler's own numbers."""
+    folder = save_folder(tiny("x4-upscaler")[0], tmp_path / "model")
+    old = index(folder) | {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
+    (folder / "model_index.json").write_text(json.dumps(old | {"max_noise_level": 100}))
+    written = index(save_folder(load_folder(folder), tmp_path / "again"))
+    assert written["_class_name"] == "StableDiffusionUpscalePipeline"
+    assert written["max_noise_level"] == 100
+    assert "requires_safety_checker" not in written
+
+
+def test_interop_gives_an_upscaler_its_second_schedule(tmp_path: Path) -> None:
+    pipe = to_diffusers(tiny("x4-upscaler")[0])
+    assert isinstance(pipe, diffusers.StableDiffusionUpscalePipeline)
+    assert pipe.low_res_scheduler.config.beta_end == 0.02
+    back = from_diffusers(pipe)
+    assert (back.family, back.unet.config) == ("sd2", tiny("x4-upscaler")[0].unet.config)
+    assert back.model_index["_class_name"] == "StableDiffusionUpscalePipeline"

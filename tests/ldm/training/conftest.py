@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -68,6 +69,11 @@ RUN = RunConfig(
 @pytest.fixture
 def run() -> RunConfig:
     return RUN
+
+
+def with_steps(stage: Any, steps: int) -> Any:
+    """A stage's table with another length."""
+    return replace(stage, loop=replace(stage.loop, steps=steps))
 
 
 def with_loop(run: RunConfig, **changes: object) -> RunConfig:

@@ -1,6 +1,7 @@
 """A whole run, tiny but real: four stages on disk, and in the end a model that two programs draw with."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.training import RunConfig
+from configs.training import STAGES, RunConfig
 from ldm.checkpoint import load_folder
 from ldm.data.emoji_scenes import EmojiScenes, World
 from ldm.diffusion.schedule import NoiseSchedule
@@ -21,7 +22,7 @@ from ldm.training.pool import latents_of
 from ldm.training.run import train
 from ldm.training.text import text_config
 from pipelines import TextToImagePipeline
-from tests.ldm.training.conftest import RUN, with_loop
+from tests.ldm.training.conftest import RUN, with_loop, with_steps
 from text_encoder.clip import CLIPTextModel
 from vae import AutoencoderKL
 
@@ -94,7 +95,7 @@ def test_a_run_goes_on_from_a_finished_model(output, tmp_path):
         for name, value in module.state_dict().items():
             torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4)
     for name in ("autoencoder", "text"):
-        assert finished(tmp_path / name, fingerprint(run, name)) == 4
+        assert finished(tmp_path / name, fingerprint(run, name)) > 4
 
 
 def test_a_run_from_a_model_goes_on_from_the_same_model_alone(output, tmp_path):
@@ -158,11 +159,24 @@ def test_folders_from_before_are_taken_with_a_warning(output, tmp_path):
 def test_what_a_kept_stage_was_trained_on_stays(output, tmp_path, stage, later, fresh):
     shutil.copytree(output, tmp_path / "run")
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    table = getattr(RUN, stage)
-    longer = replace(RUN, **{stage: replace(table, loop=replace(table.loop, steps=6))})
-    with pytest.raises(ValueError, match=f"{later} was made with the {stage} that .* --stage {stage},{later}, or"):
+    longer = replace(RUN, **{stage: with_steps(getattr(RUN, stage), 6)})
+    with pytest.raises(ValueError, match=f"{later} was made with the {stage} that .* --stage ([a-z,]+), or") as refused:
         train(longer, tmp_path / "run", (stage,), fresh=fresh, progress=False)
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    advised = re.findall("--stage ([a-z,]+), or", str(refused.value))[0].split(",")
+    assert {stage, later, "denoiser"} == {*advised}
+    assert train(longer, tmp_path / "run", advised, fresh=True, progress=False)
+
+
+def test_a_trial_of_a_few_steps_goes_on_as_the_whole_run(output, tmp_path):
+    trial = replace(RUN, **{name: with_steps(getattr(RUN, name), 1) for name in STAGES})
+    assert train(trial, tmp_path / "new", progress=False)
+    assert train(RUN, tmp_path / "new", progress=False)
+    assert train(trial, tmp_path / "further", start=output / "model", progress=False)
+    assert train(RUN, tmp_path / "further", start=output / "model", progress=False)
+    for run in ("new", "further"):
+        lines = (tmp_path / run / "denoiser" / "log.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
 def test_a_stage_that_is_none_is_named(tmp_path):
