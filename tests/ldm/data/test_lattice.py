@@ -70,14 +70,18 @@ def test_paws_move_with_what_they_hold():
 
 
 def test_hubs_are_as_large_as_fits_and_what_they_hold_is_of_a_known_side_on_whole_cells():
-    hubs, held = set(), set()
-    for scene in map(scenes("train", "holding").__getitem__, range(100)):
+    hubs: dict[str, set[int]] = {"": set(), "small": set()}
+    held: dict[str, set[int]] = {"": set(), "small": set()}
+    for scene in map(scenes("train", "holding").__getitem__, range(200)):
         hub, thing = (next(sprite for sprite in scene.sprites if sprite.owner == owner) for owner in (0, 1))
         assert all(whole(cells * CELLS) for cells in (thing.x, thing.y))
-        hubs.add(round(hub.side * CELLS))
-        held.add(round(thing.side * CELLS))
-    assert 12 in hubs <= set(HUBS)
-    assert held <= set(SIDES)
+        size = scene.plan.things[0].size
+        hubs[size].add(round(hub.side * CELLS))
+        held[size].add(round(thing.side * CELLS))
+    assert 12 in hubs[""] <= set(HUBS)
+    assert hubs["small"] == {4, 6}  # what is called small is not drawn large
+    assert 6 in held[""] <= set(SIDES)
+    assert held["small"] == {2, 3}  # half of that: less than any side
 
 
 def test_what_stands_on_another_shrinks_to_a_known_side_and_keeps_its_foot():
