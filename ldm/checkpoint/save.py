@@ -27,8 +27,8 @@ COMPLETE = {f"StableDiffusion{xl}{task}Pipeline" for xl in ("", "XL") for task i
     "LatentConsistencyModelPipeline",
     "LatentConsistencyModelImg2ImgPipeline",
 }
+OWN_PIPELINES = ("depth", "upscale")  # tasks that no pipeline of COMPLETE does
 # By task: parts of its pipeline that no LatentDiffusion has. Whoever loads "depth" is asked for a depth estimator.
-OWN_PIPELINES = ("depth", "upscale")
 ABSENT = {
     "": ("feature_extractor", "image_encoder", "safety_checker"),
     "depth": ("feature_extractor", "depth_estimator"),
@@ -124,7 +124,7 @@ def pipeline_index(model: LatentDiffusion, encoders: Mapping[str, CLIPTextEncode
     if task == "upscale":
         parts["low_res_scheduler"] = ["diffusers", LOW_RES_SCHEDULER["_class_name"]]
         told = {"max_noise_level": MAX_LOW_RES_NOISE, **told}
-    elif task != "depth" and not xl:
+    if task not in OWN_PIPELINES and not xl:
         told["requires_safety_checker"] = False
     if model.defaults:
         told[CALL_DEFAULTS] = dict(model.defaults)
