@@ -33,6 +33,10 @@ class Conditioning:
         """Each image n times in a row: a, a, b, b."""
         return self._each(lambda _, value: value.repeat_interleave(n, dim=0))
 
+    def rows(self, index: list[int]) -> "Conditioning":
+        """Some of the images, by their places."""
+        return self._each(lambda _, value: value[index])
+
     def cat(self, other: "Conditioning") -> "Conditioning":
         """The two batches behind each other; both have the same fields."""
         theirs = {f.name: getattr(other, f.name) for f in fields(other)}

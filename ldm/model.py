@@ -46,13 +46,17 @@ class LatentDiffusion:
     def __post_init__(self) -> None:
         self.loras = Loras(self)
 
-    def network(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """The U-Net as the denoiser calls it: x (b, c, h, w), t (b,) -> (b, c, h, w)."""
-        vector = cond.vector
-        if vector is not None and cond.sizes is not None:
-            vector = text_time_vector(vector, cond.sizes, self.unet.config.size_dim)
+    def network(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
+        """The U-Net as the denoiser calls it: x (b, c, h, w), t (b,) or one for all -> (b, c, h, w)."""
+        vector = self.vector(cond)
         out: Tensor = self.unet(x, t, cond.context, mask=cond.mask, vector=vector, guidance=cond.guidance)
         return out
+
+    def vector(self, cond: Conditioning) -> Tensor | None:
+        """The U-Net's second condition (b, v), if it has one."""
+        if cond.vector is None or cond.sizes is None:
+            return cond.vector
+        return text_time_vector(cond.vector, cond.sizes, self.unet.config.size_dim)
 
     def networks(self) -> dict[str, nn.Module]:
         """Every part with weights, in the order a prompt meets them."""

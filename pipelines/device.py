@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from pipelines.processor import native_bf16
+
 DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -38,8 +40,11 @@ def as_dtype(dtype: Any) -> torch.dtype:
     return found
 
 
-def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 or float16 on CUDA, float32 elsewhere."""
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+def chosen_dtype(dtype: Any, device: torch.device) -> torch.dtype:
+    """The precision asked for: by default bfloat16 or float16 on CUDA and float32 elsewhere; with "auto" the fastest
+    that the device has itself, which on many processors is bfloat16. Raises ValueError for any other."""
+    if dtype is not None and dtype != "auto":
+        return as_dtype(dtype)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if dtype == "auto" and device.type == "cpu" and native_bf16() else torch.float32

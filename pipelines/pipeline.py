@@ -2,9 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from itertools import islice
 from typing import Any, Self
 
@@ -12,10 +10,12 @@ import torch
 from torch import Tensor
 
 from ldm.model import LatentDiffusion
+from ldm.plan import Speed
 from pipelines.callback import call_back, check_names
-from pipelines.device import as_device, as_dtype, default_dtype
+from pipelines.device import as_device, as_dtype, chosen_dtype
 from pipelines.embeddings import WithEmbeddings
 from pipelines.lora import WithLoras
+from pipelines.memory import WithMemory
 from pipelines.problem import Problem
 from pipelines.request import TextToImageRequest
 from pipelines.result import Result, make_records
@@ -31,22 +31,22 @@ NEEDLESS_OPTIONS: tuple[str, ...] = ("use_safetensors", "low_cpu_mem_usage", "re
 NEEDLESS_OPTIONS += ("config", "original_config", "disable_mmap")  # of single files
 
 
-class Pipeline(WithEmbeddings, WithLoras, WithSaving, ABC):
+class Pipeline(WithEmbeddings, WithLoras, WithMemory, WithSaving, ABC):
     """A task on a model: owns device, precision and memory. Build one with `from_pretrained`.
 
     The model moves to the device with the first call, under offload part by part.
     """
 
     def __init__(self, model: LatentDiffusion, *, device: Any = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
         self.model = model
         self.device = as_device(device)
         self.sampler: Any = None  # what calls use that name none; None is the checkpoint's own
         self.num_timesteps = 0  # of the last call
+        self.speed = Speed()  # what is done to be fast; all of it exact
         self._guidance_scale = 1.0  # this and the next have diffusers' names: callbacks set them
         self._interrupt = False
         self._progress_bar: dict[str, Any] = {}
-        self._offload = False
-        self._at_work = Counter[str]()  # calls that use a part
         self._interruptions = 0
         if dtype is not None:
             self._cast(dtype)
@@ -67,7 +67,8 @@ class Pipeline(WithEmbeddings, WithLoras, WithSaving, ABC):
         Without any of them, the embedded model.
 
         dtype: precision of the weights (`torch_dtype` is accepted too); by default bfloat16 or float16 on CUDA, float32
-            on the CPU. device: CUDA where there is one, else the CPU. variant: such as "fp16".
+            on the CPU; "auto": bfloat16 also on a CPU that has it natively, in half the time.
+        device: CUDA where there is one, else the CPU. variant: such as "fp16".
         options: `prediction_type`, "epsilon" or "v_prediction", where a file does not say which;
             `allow_unknown_globals` for a .ckpt that names code, which is not run either way; `revision`, `subfolder`,
             `local_files_only`, `cache_dir` and `token`, as for the hub; and parts to use instead of the model's own, or
@@ -81,7 +82,7 @@ class Pipeline(WithEmbeddings, WithLoras, WithSaving, ABC):
 
         path_or_hub_id = embedded() if path_or_hub_id is None else path_or_hub_id
         device, dtype = as_device(device), dtype if dtype is not None else torch_dtype
-        precision = default_dtype(device) if dtype is None else as_dtype(dtype)
+        precision = chosen_dtype(dtype, device)
         where = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
         parts = {name: part for name, part in options.items() if name not in NEEDLESS_OPTIONS}
         reading = {name: parts.pop(name) for name in ("prediction_type", "allow_unknown_globals") if name in parts}
@@ -154,46 +155,6 @@ class Pipeline(WithEmbeddings, WithLoras, WithSaving, ABC):
         if next(self.vae.parameters()).dtype != dtype:  # it sees to a dtype that would overflow by itself
             self.vae.to(self.vae.compute_dtype(dtype))
         self.model.loras.remerge()
-
-    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
-        """Keeps on the accelerator only the part that is at work: less memory, a little slower.
-
-        The accelerator is the pipeline's, or CUDA (number `gpu_id`). Raises RuntimeError where there is none.
-        """
-        if device is None:
-            device = f"cuda:{gpu_id}" if gpu_id is not None else None if self.device.type == "cpu" else self.device
-        place = as_device(device)
-        if place.type == "cpu":
-            raise RuntimeError("enable_model_cpu_offload needs an accelerator, and there is none here")
-        self._offload, self.device = True, place
-        for network in self.model.networks().values():
-            network.to("cpu")
-
-    @contextmanager
-    def using(self, name: str) -> Iterator[None]:
-        """While this part of the model is at work: it is on the device, under offload only for so long."""
-        network = self.model.networks()[name].to(self.device)
-        self._at_work[name] += 1
-        try:
-            yield
-        finally:
-            self._at_work[name] -= 1
-            if self._offload and not self._at_work[name]:
-                network.to("cpu")
-
-    def enable_vae_tiling(self) -> None:
-        """Decodes large pictures in overlapping tiles: less memory."""
-        self.vae.enable_tiling()
-
-    def disable_vae_tiling(self) -> None:
-        self.vae.disable_tiling()
-
-    def enable_vae_slicing(self) -> None:
-        """Decodes the pictures of a batch one by one: less memory."""
-        self.vae.enable_slicing()
-
-    def disable_vae_slicing(self) -> None:
-        self.vae.disable_slicing()
 
     def set_progress_bar_config(self, **config: Any) -> None:
         """Options for the tqdm bar of a call; `disable=True` turns it off."""
@@ -284,11 +245,15 @@ class Pipeline(WithEmbeddings, WithLoras, WithSaving, ABC):
         """(b, 3, H, W) in [-1, 1]; once more in float32 where half precision overflowed."""
         vae = self.vae
         dtype = next(vae.parameters()).dtype
-        images = vae.decode(latents)
+        images = self._decoded(latents)
         if dtype.itemsize >= 4 or images.isfinite().all():
             return images
         warnings.warn(f"the autoencoder overflowed in {dtype}; decoding again in float32", stacklevel=2)
         try:
-            return vae.float().decode(latents)
+            vae.float()
+            return self._decoded(latents)
         finally:
             vae.to(dtype)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        return self.batching("vae", latents)(lambda rows: self.vae.decode(latents[rows]), len(latents), latents.device)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from configs.architecture import DiffusionConfig
+from ldm.batching import Batched
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.foreign import ForeignSampling, is_scheduler
 from ldm.diffusion.grid import Grid
@@ -17,6 +18,7 @@ from ldm.diffusion.registry import Sampling
 from ldm.diffusion.schedule import NoiseSchedule
 from ldm.diffusion.schedulers import diffusion_from_scheduler_config
 from ldm.model import LatentDiffusion
+from ldm.plan import Plan
 from pipelines.pipeline import Pipeline
 from pipelines.problem import Problem
 from pipelines.prompting import encode
@@ -71,13 +73,14 @@ class TextToImagePipeline(Pipeline):
         # start
         noise = draw(request, (request.batch, model.latent_channels, h, w), device, model.dtype)
         x = grid.init_scale * given_or_drawn(request, noise).to(device, torch.float32)
+        network = Batched(Plan(model, grid.times[:steps], self.speed), self.batching("unet", x))
         return Problem(
             x=x,
             grid=grid,
             steps=steps,
             sampling=sampling,
             noise=noise,
-            denoiser=Denoiser(model.network, prediction_of(process), grid.time, dtype=model.dtype),
+            denoiser=Denoiser(network, prediction_of(process), grid.time, dtype=model.dtype),
             cond=cond.to(device),
             uncond=None if uncond is None else uncond.to(device),
             scale=scale,

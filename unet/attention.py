@@ -6,10 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.architecture import UNetConfig
+from unet.native import attention
+from unet.resnet import as_many
 
 
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, arXiv:1706.03762): x (b, n, d) looks at context (b, m, d_context)."""
+
+    native = True  # whether our own kernel may compute it, where there is one for the device
 
     def __init__(self, d: int, d_context: int, heads: int):
         super().__init__()
@@ -27,7 +31,7 @@ class Attention(nn.Module):
     def mix(self, q: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """Values of the context, mixed for each query: q (b, heads, n, d / heads) -> the same shape."""
         k, v = self.keys_values(context)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return attention(q, k, v, mask, self.native)
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Two of (b, heads, m, d / heads); for a text they are the same at every step."""
@@ -62,7 +66,7 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, attention to the text, feed-forward: x (b, n, d), context (b, m, d_context) -> (b, n, d).
 
-    With `only_cross` the first attention looks at the text too.
+    With `only_cross` the first attention looks at the text too. x may have fewer rows than the context (`as_many`).
     """
 
     def __init__(self, d: int, d_context: int, heads: int, only_cross: bool):
@@ -76,8 +80,10 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(d)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+        x = as_many(x, context) if self.only_cross else x
         y = self.norm1(x)
         x = x + self.attn1(y, context if self.only_cross else y)  # unmasked also over the text, as in diffusers
+        x = as_many(x, context)
         x = x + self.attn2(self.norm2(x), context, mask)
         return x + self.ff(self.norm3(x))
 
@@ -111,7 +117,8 @@ class Transformer(nn.Module):
         tokens = self.proj_in(to_tokens(y)) if self.on_tokens else to_tokens(self.proj_in(y))
         for block in self.transformer_blocks:
             tokens = block(tokens, context, mask)
-        return x + (to_image(self.proj_out(tokens), x) if self.on_tokens else self.proj_out(to_image(tokens, x)))
+        y = to_image(self.proj_out(tokens), x) if self.on_tokens else self.proj_out(to_image(tokens, x))
+        return as_many(x, y) + y
 
 
 def to_tokens(x: Tensor) -> Tensor:

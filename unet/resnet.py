@@ -9,7 +9,7 @@ from configs.architecture import UNetConfig
 
 
 class ResNet(nn.Module):
-    """A residual block told the time: x (b, c_in, h, w), time (b, d) -> (b, c_out, h, w).
+    """A residual block told the time: x (b, c_in, h, w), time (b, d) or (1, d) -> (b, c_out, h, w).
 
     `time` has passed its nonlinearity already, once for all blocks.
     """
@@ -25,9 +25,15 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         y = self.conv1(F.silu(self.norm1(x)))
-        y = y + self.time_emb_proj(time)[:, :, None, None]
+        y = as_many(y, time) + self.time_emb_proj(time)[:, :, None, None]
         y = self.conv2(F.silu(self.norm2(y)))
-        return self.conv_shortcut(x) + y
+        return as_many(self.conv_shortcut(x), y) + y
+
+
+def as_many(x: Tensor, like: Tensor) -> Tensor:
+    """x (b, ...) as often as `like` (k b, ...) asks for: rows that are the same until they meet what tells them apart,
+    such as the two halves of guidance, are computed once until then."""
+    return x if len(x) >= len(like) else x.repeat(len(like) // len(x), *[1] * (x.ndim - 1))
 
 
 class Downsample(nn.Module):

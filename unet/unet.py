@@ -15,7 +15,7 @@ from configs.architecture import UNetConfig
 from unet.attention import Transformer
 from unet.checks import check_additions, check_conditions, check_inputs
 from unet.embedding import TimeEmbedding, VectorEmbedding, class_embedding
-from unet.resnet import Downsample, ResNet, Upsample
+from unet.resnet import Downsample, ResNet, Upsample, as_many
 
 MASKED = -10000.0  # added to a score: out of sight, but finite, so that a text with every token masked is no NaN
 
@@ -54,10 +54,10 @@ class DownBlock(Block):
             x = self.layer(i, x, time, context, mask)
             skips.append(x)
         if feature is not None and len(self.attentions):
-            skips[-1] = skips[-1] + feature
+            skips[-1] = skips[-1] + as_many(feature, skips[-1])
         skips += [downsample(skips[-1]) for downsample in self.downsamplers]
         if feature is not None and not len(self.attentions):
-            skips[-1] = skips[-1] + feature
+            skips[-1] = as_many(skips[-1], feature) + as_many(feature, skips[-1])
         return skips
 
 
@@ -88,7 +88,7 @@ class UpBlock(Block):
 
     def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         for i in range(len(self.resnets)):
-            x = self.layer(i, torch.cat([x, skips.pop()], dim=1), time, context, mask)
+            x = self.layer(i, torch.cat([x, as_many(skips.pop(), x)], dim=1), time, context, mask)
         for upsample in self.upsamplers:
             x = upsample(x, skips[-1].shape[2:])
         return x
@@ -110,7 +110,7 @@ class Trunk(nn.Module):
         self.mid_block = MidBlock(config)
 
     def embed_time(self, t: Tensor, vector: Tensor | None, guidance: Tensor | None) -> Tensor:
-        """All that does not depend on the place, (b, d), as every ResNet takes it."""
+        """All that does not depend on the place, (b, d), as every ResNet takes it; (1, d) if it is the same for all."""
         time = self.time_embedding(t, guidance)
         for embedding in (self.class_embedding, self.add_embedding):
             time = time if embedding is None else time + embedding(vector)
@@ -139,7 +139,7 @@ class UNet(Trunk):
     def forward(
         self,
         x: Tensor,
-        t: Tensor,
+        t: Tensor | float,
         context: Tensor,
         *,
         mask: Tensor | None = None,
@@ -150,8 +150,9 @@ class UNet(Trunk):
     ) -> Tensor:
         """x (b, c_in, h, w), t (b,), context (b, n, d) -> (b, c_out, h, w), in the dtype of the weights.
 
-        x: scaled latents of any size, with what the model takes beside them in further channels.
-        t: training timesteps, whole or fractional.
+        x: scaled latents of any size, with what the model takes beside them in further channels. If there are k times
+            as many texts as latents, each stands for itself k times, b, b + b, ...: guidance gives its latents once.
+        t: training timesteps, whole or fractional, or one for all.
         context: the text embedding. mask (b, n), True where it may be seen.
         vector: SDXL's pooled text and size sinusoids or an image embedding (b, v), class numbers or noise levels (b,).
         guidance: (b,), the guidance weight minus one, for models distilled with it.
@@ -160,27 +161,37 @@ class UNet(Trunk):
 
         ValueError if one of them does not fit the network.
         """
+        t = t if isinstance(t, Tensor) else torch.full((1,), t, device=x.device)  # unlike a copy, waits for no device
         check_inputs(self.config, x, t, context, mask)
-        check_conditions(self.config, len(x), vector, guidance)
+        check_conditions(self.config, len(context), vector, guidance)
         check_additions(self.config, residuals, features)
-        # conditions
         dtype = self.conv_in.weight.dtype
-        context = context.to(dtype)
-        bias = text_bias(mask, dtype)
-        time = self.embed_time(t, vector, guidance)
+        time, bias = self.embed_time(t, vector, guidance), text_bias(mask, dtype)
+        return self.denoise(x.to(dtype), time, context.to(dtype), bias, residuals, features)
+
+    def denoise(
+        self,
+        x: Tensor,
+        time: Tensor,
+        context: Tensor,
+        bias: Tensor | None,
+        residuals: Sequence[Tensor] | None = None,
+        features: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """What `forward` does with conditions in the form that blocks take them: `embed_time`, `text_bias`."""
         # down
-        skips = [self.conv_in(x.to(dtype))]
+        skips = [self.conv_in(x)]
         for level, block in enumerate(self.down_blocks):
             skips += block(skips[-1], time, context, bias, features[level] if features else None)
         # middle
         x = self.mid_block(skips[-1], time, context, bias)
         for feature in features[len(self.down_blocks) :]:
-            x = x + feature
+            x = x + as_many(feature, x)
         if residuals is not None:
             *extra, last = residuals
-            skips = [skip + residual for skip, residual in zip(skips, extra, strict=True)]
-            x = x + last
+            skips = [as_many(skip, residual) + residual for skip, residual in zip(skips, extra, strict=True)]
+            x = as_many(x, last) + last
         # up
         for block in self.up_blocks:
             x = block(x, skips, time, context, bias)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return as_many(self.conv_out(F.silu(self.conv_norm_out(x))), context)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.diffusion.prediction import Coefficients, Level, Prediction
 
-Network: TypeAlias = Callable[[Tensor, Tensor, Any], Tensor]  # (x (b,c,h,w), t (b,), cond) -> (b,c,h,w)
+Network: TypeAlias = Callable[[Tensor, Any, Any], Tensor]  # (x (b,c,h,w), t a float or (b,), cond) -> (b,c,h,w)
 Clock: TypeAlias = Callable[[Any], Any]  # sigma, a float or (b,), to the network's time, likewise
 
 
@@ -18,7 +18,8 @@ class Denoiser:
     """A network, read as an estimate of the clean latents.
 
     Args:
-        network: `(x (b,c,h,w), t (b,) float32, cond) -> (b,c,h,w)`.
+        network: `(x (b,c,h,w), t, cond) -> (b,c,h,w)`; t is a float for the whole batch or (b,) float32, as sigma is.
+            Of a condition with k times as many rows it gives so many: what both halves of guidance share it does once.
         prediction: the row of coefficients the network was trained with.
         time: noise level to the network's time: `NoiseSchedule.time`, or `Grid.time` while sampling.
         dtype: precision of the network's input; None leaves the state's. States and results keep the state's dtype
@@ -42,7 +43,9 @@ class Denoiser:
     def predict(self, x: Tensor, sigma: Level, cond: Any) -> Tensor:
         """The network's own output (epsilon, v, ...) at the state x (b,c,h,w)."""
         _, _, c_in = self._coefficients(x, sigma)
-        output = self.network((c_in * x).to(self.dtype or x.dtype), self._time(x, sigma), cond)
+        t = self.time(sigma)
+        t = t.to(x.device, torch.float32) if isinstance(t, Tensor) else t
+        output = self.network((c_in * x).to(self.dtype or x.dtype), t, cond)
         return output.to(x.dtype)
 
     def to_x0(self, x: Tensor, sigma: Level, output: Tensor) -> Tensor:
@@ -61,13 +64,6 @@ class Denoiser:
         target = ((1 - c_skip) * x0 - c_skip * level * noise) / c_out
         error = self.predict(x0 + level * noise, sigma, cond) - target
         return error.square().flatten(1).mean(1)
-
-    def _time(self, x: Tensor, sigma: Level) -> Tensor:
-        """The network's time by example, (b,) float32."""
-        t = self.time(sigma)
-        if isinstance(t, Tensor):
-            return t.to(x.device, torch.float32).expand(len(x))
-        return torch.full((len(x),), t, dtype=torch.float32, device=x.device)  # unlike a copy, waits for no device
 
     def _coefficients(self, x: Tensor, sigma: Level) -> Coefficients:
         return self.prediction(_broadcast(sigma, x) if isinstance(sigma, Tensor) else sigma)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, Self, TypeAlias
 
-import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import Denoiser
@@ -45,7 +44,8 @@ def cfg(
     """Classifier-free guidance, g = u + w (c - u) (Ho and Salimans 2022, 2207.12598).
 
     Args:
-        cond, uncond: conditions of b examples each; they run as one batch in the order [uncond, cond].
+        cond, uncond: conditions of b examples each; they run as one batch in the order [uncond, cond], for which the
+            network is given the b states once.
         scale: w. As in diffusers, guidance is on only for w > 1: any w <= 1 is the plain conditional denoiser, and
             neither it nor `uncond=None` costs an unconditional pass. (For the unconditional model pass its condition
             as `cond`.)
@@ -63,7 +63,7 @@ def cfg(
     def denoise(x: Tensor, sigma: float) -> Tensor:
         if not low <= sigma <= high:
             return denoiser(x, sigma, cond)
-        u, c = denoiser.predict(torch.cat([x, x]), sigma, both).chunk(2)  # (2b,c,h,w) -> 2 x (b,c,h,w)
+        u, c = denoiser.predict(x, sigma, both).chunk(2)  # (2b,c,h,w) -> 2 x (b,c,h,w)
         guided = u + scale * (c - u)
         return denoiser.to_x0(x, sigma, match_std(guided, c, rescale) if rescale else guided)
 

@@ -83,6 +83,13 @@ def _inspect(args: argparse.Namespace, _: CtrlC) -> int:
     return DONE
 
 
+def _bench(args: argparse.Namespace, _: CtrlC) -> int:
+    from pipelines.cli.bench import bench
+
+    bench(args)
+    return DONE
+
+
 def _doctor(args: argparse.Namespace, _: CtrlC) -> int:
     from pipelines.cli.doctor import doctor
 
@@ -112,6 +119,7 @@ def _vocabulary(args: argparse.Namespace, _: CtrlC) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, CtrlC], int]] = {
     "generate": _generate,
+    "bench": _bench,
     "convert": _convert,
     "doctor": _doctor,
     "evaluate": _evaluate,

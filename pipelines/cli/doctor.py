@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pipelines.processor import native_bf16
+
 OURS = "ldm-pipelines"
 PACKAGES = ("configs", "vae", "text_encoder", "unet", "ldm", "pipelines")
 LIBRARIES = (
@@ -104,16 +106,6 @@ def _cuda_device(torch: Any, index: int) -> dict[str, Any]:
         "memory_gib": round(properties.total_memory / GIB, 1),
         "bf16": properties.major >= 8 or bool(torch.version.hip),
     }
-
-
-def native_bf16() -> bool | None:
-    """Whether the processor multiplies bfloat16 itself (else torch emulates it, slowly); None where nobody says."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), None)
-    return None if flags is None else not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
 def as_text(findings: dict[str, Any]) -> str:

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--markdown", metavar="FILE", help="the tables for a model card; replaced if it exists")
     add("--grid", metavar="FILE", help=f"{SHOWN} prompts x 4 seeds as a PNG, bordered green or red by verdict")
     add("--device", metavar="NAME", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
-    add("--dtype", metavar="NAME", help="float32, float16 or bfloat16 (default: what suits the device)")
+    add("--dtype", metavar="NAME", help="float32, float16, bfloat16 or auto (default: float32 on the CPU)")
     add("-q", "--quiet", action="store_true", help="no word about how far it is")
 
 
@@ -83,14 +83,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def _load(args: argparse.Namespace) -> "TextToImagePipeline":
-    from pipelines.cli.generate import embedded_model
-    from pipelines.text_to_image import TextToImagePipeline
+    from pipelines.cli.generate import load_pipeline
 
-    model = args.model or str(embedded_model())
-    try:
-        pipe = TextToImagePipeline.from_pretrained(model, dtype=args.dtype, device=args.device)
-    except OSError as error:
-        raise ValueError(str(error)) from error
+    pipe = load_pipeline(args.model, dtype=args.dtype, device=args.device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

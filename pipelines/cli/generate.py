@@ -128,21 +128,28 @@ def require_writable(path: Path) -> None:
 
 
 def load(args: argparse.Namespace) -> "TextToImagePipeline":
-    """The model. What it holds or lacks is the person's to change, so its OSErrors become ValueErrors."""
+    """The model with the parts that are given."""
     from ldm.diffusion.registry import Sampling
-    from pipelines import TextToImagePipeline
 
     if args.sampler is not None:
         Sampling.from_name(args.sampler)  # a typing error should not cost the time of loading
+    return load_pipeline(
+        args.model,
+        dtype=args.dtype,
+        device=args.device,
+        prediction_type=args.prediction_type,
+        allow_unknown_globals=args.allow_unknown_globals,
+        **{name: path for name in ("vae", "text_encoder") if (path := getattr(args, name)) is not None},
+    )
+
+
+def load_pipeline(model: Any, **options: Any) -> "TextToImagePipeline":
+    """A model, by default the embedded one. What it holds or lacks is the person's to change, so its OSErrors become
+    ValueErrors."""
+    from pipelines import TextToImagePipeline
+
     try:
-        return TextToImagePipeline.from_pretrained(
-            args.model,
-            dtype=args.dtype,
-            device=args.device,
-            prediction_type=args.prediction_type,
-            allow_unknown_globals=args.allow_unknown_globals,
-            **{name: path for name in ("vae", "text_encoder") if (path := getattr(args, name)) is not None},
-        )
+        return TextToImagePipeline.from_pretrained(model or embedded_model(), **options)
     except OSError as error:
         raise ValueError(str(error)) from error
 

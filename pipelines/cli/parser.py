@@ -11,6 +11,11 @@ MODEL_HELP = (
     "(default: the embedded model of emoji scenes)"
 )
 
+DTYPE_HELP = (
+    "float32, float16, bfloat16, or auto: bfloat16 where the device has it natively (default: float32 on the CPU, half "
+    "precision on CUDA)"
+)
+
 DESCRIPTION = """\
 Draws pictures of what you describe, with the embedded model of emoji scenes or any Stable Diffusion 1.x, 2.x or SDXL
 model.
@@ -31,6 +36,7 @@ commands (the first word is one only if it names one; `ldm help COMMAND` tells m
   train RUN             train a model of emoji scenes from a run file
   inspect PATH          say what a file or folder of weights holds, without loading it
   convert SRC DST       write a model, LoRA or part of a model in another format
+  bench                 measure how fast a model draws on this machine
   doctor                show versions, devices and where the packages come from
   help                  show this
 
@@ -79,7 +85,7 @@ class Parser(argparse.ArgumentParser):
 def _generate_parser() -> Parser:
     parser = Parser(
         prog="ldm",
-        usage='ldm "PROMPT" [options]\n       ldm vocabulary|evaluate|train|inspect|convert|doctor|help [options]',
+        usage='ldm "PROMPT" [options]\n       ldm vocabulary|evaluate|train|inspect|convert|bench|doctor|help [...]',
         description=DESCRIPTION,
         epilog=COMMANDS_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -159,7 +165,11 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--clip-skip", type=natural, metavar="N", help="layers of the text encoder to skip")
     group.add_argument("--device", metavar="NAME", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
-    group.add_argument("--dtype", metavar="NAME", help="float32, float16 or bfloat16 (default: what suits the device)")
+    group.add_argument(
+        "--dtype",
+        metavar="NAME",
+        help=DTYPE_HELP,
+    )
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -227,6 +237,14 @@ def _convert_parser() -> Parser:
     return parser
 
 
+def _bench_parser() -> Parser:
+    from pipelines.cli.bench import HELP, add_arguments
+
+    parser = _command("bench", HELP)
+    add_arguments(parser)
+    return parser
+
+
 def _command(name: str, description: str) -> Parser:
     parser = Parser(
         prog=f"ldm {name}",
@@ -240,6 +258,7 @@ def _command(name: str, description: str) -> Parser:
 
 PARSERS: dict[str, Callable[[], Parser]] = {
     "generate": _generate_parser,
+    "bench": _bench_parser,
     "convert": _convert_parser,
     "doctor": _doctor_parser,
     "evaluate": _evaluate_parser,

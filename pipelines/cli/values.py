@@ -39,6 +39,10 @@ def positive(text: str) -> int:
     return number(text, int, lambda value: value >= 1, "a whole number of at least 1")
 
 
+def several(text: str) -> int:
+    return number(text, int, lambda value: value >= 2, "a whole number of at least 2")
+
+
 def natural(text: str) -> int:
     return number(text, int, lambda value: value >= 0, "a whole number of at least 0")
 

@@ -12,6 +12,7 @@ DATA = {
     *(f"{package}/py.typed" for package in PACKAGES),
     "configs/runs/emoji-base.toml",
     "configs/runs/emoji-small.toml",
+    "unet/native_attention.c",
     "text_encoder/clip_vocabulary/LICENSE",
     "text_encoder/clip_vocabulary/merges.txt.gz",
     "ldm/data/emoji_scenes/atlas/LICENSE",

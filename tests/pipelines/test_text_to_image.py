@@ -147,7 +147,7 @@ def count_passes(pipe: TextToImagePipeline, monkeypatch: pytest.MonkeyPatch) -> 
     forward = pipe.model.unet.forward
 
     def counted(*args: Any, **kwargs: Any) -> Tensor:
-        calls.append(len(args[0]))
+        calls.append(len(args[2]))  # rows of text
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(pipe.model.unet, "forward", counted)

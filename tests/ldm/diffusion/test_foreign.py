@@ -39,7 +39,7 @@ NAMES = [
 
 
 def network(x, t, cond):
-    return 0.8 * torch.sin(2 * x) + 0.3 * x.flip(-1) + 0.1 * torch.cos(t / 100).reshape(-1, 1, 1, 1)
+    return 0.8 * torch.sin(2 * x) + 0.3 * x.flip(-1) + 0.1 * torch.cos(torch.as_tensor(t) / 100).reshape(-1, 1, 1, 1)
 
 
 def make(name, **config):

@@ -46,7 +46,7 @@ IN_DIFFUSERS = [name for name in SCHEDULERS if name != "DPMSolverSDEScheduler"] 
 
 
 def network(x, t, cond):
-    return 0.8 * torch.sin(2 * x) + 0.3 * x.flip(-1) + 0.1 * torch.cos(t / 100).reshape(-1, 1, 1, 1)
+    return 0.8 * torch.sin(2 * x) + 0.3 * x.flip(-1) + 0.1 * torch.cos(torch.as_tensor(t) / 100).reshape(-1, 1, 1, 1)
 
 
 def run_theirs(scheduler, steps, seed, shape=(2, 4, 6, 5), **options):

@@ -1,0 +1,195 @@
+"""A U-Net at work on one request: what is the same at every step is computed once, and nothing else changes.
+
+The network's own code stays the paper's. A plan runs a twin of it, a second tree of modules over the same weights, in
+which the keys and values of the text and what every ResNet makes of the time are at hand.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ldm.conditioning import Conditioning
+from ldm.model import LatentDiffusion
+from unet import UNet
+from unet.attention import Attention, TransformerBlock
+from unet.resnet import ResNet, as_many
+from unet.unet import text_bias
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What is done to be fast, all of it exact to rounding. Each can be switched off to see what it is worth."""
+
+    constants: bool = True  # keys and values of the text, and the ResNets' share of all times, once a request
+    shared_trunk: bool = True  # both halves of guidance are one until they meet the text
+    native_attention: bool = True  # on a CPU with bfloat16 of its own, our kernel
+    portions: bool = True  # on a CPU, feed-forward layers a thousand tokens at a time
+    channels_last: bool = True  # images lie in memory pixel by pixel, so that tokens are views of them
+
+
+class Plan:
+    """The model's U-Net as the denoiser calls it, for one request.
+
+    times: the network's times that are known to come; others are met as they come.
+
+    Constants belong to one condition and to the weights they were made of: another one, or weights that have changed
+    since, in place or by moving or casting the model, and they are made again.
+    """
+
+    def __init__(self, model: LatentDiffusion, times: Sequence[float] = (), speed: Speed | None = None) -> None:
+        self.model, self.times, self.speed = model, tuple(times), speed or Speed()
+        self._plain = _is_plain(model.unet)
+        self._prepared = WeakKeyDictionary[Conditioning, _Prepared]()
+
+    def __call__(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
+        """x (b, c, h, w), t (b,) or one for all, a condition of k b rows -> (k b, c, h, w)."""
+        if not self.speed.shared_trunk:
+            x = as_many(x, cond.context)
+        if self.speed.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        if not self._plain or isinstance(t, Tensor):
+            return self.model.network(x, t, cond)
+        return self._for(cond)(x, t)
+
+    def _for(self, cond: Conditioning) -> "_Prepared":
+        known = self._prepared.get(cond)
+        if known is None or known.unet is not self.model.unet or not known.is_fresh():
+            known = self._prepared[cond] = _Prepared(self.model, cond, self.times, self.speed)
+        return known
+
+
+class _Prepared:
+    """The twin of a U-Net that knows one condition, which it does not keep alive."""
+
+    def __init__(self, model: LatentDiffusion, cond: Conditioning, times: Sequence[float], speed: Speed) -> None:
+        weight = model.unet.conv_in.weight
+        dtype = weight.dtype
+        self.unet = model.unet
+        self._context, self._bias = cond.context.to(dtype), text_bias(cond.mask, dtype)
+        self._vector, self._guidance = model.vector(cond), cond.guidance
+        self._made_of: list[tuple[nn.Parameter, Tensor, int]] = []
+        self._twin = twin(model.unet)
+        self._resnets = [module for module in model.unet.modules() if isinstance(module, ResNet)]
+        self._rows: dict[float, Tensor] = {}
+        self._constants = speed.constants
+        self._note(model.unet.conv_in)  # in whose precision all this is
+        if speed.constants:
+            self._learn_text()
+            self._learn_times()
+            self._tell(times)
+        _suit(self._twin, speed, weight.device)
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        return self._twin.denoise(x.to(self._context.dtype), self._time(t), self._context, self._bias)
+
+    def is_fresh(self) -> bool:
+        """Whether the weights that constants were made of are what they were. Their memory is held until then, so that
+        nothing else can have taken its place."""
+        return all(
+            now.data_ptr() == then.data_ptr() and now._version == version for now, then, version in self._made_of
+        )
+
+    def _note(self, *modules: nn.Module | None) -> None:
+        for module in modules:
+            for parameter in module.parameters() if module is not None else ():
+                self._made_of.append((parameter, parameter.detach(), parameter._version))
+
+    def _learn_text(self) -> None:
+        """Gives the twin's cross-attentions their keys and values, (b, heads, n, d / heads)."""
+        for own, other in zip(self.unet.modules(), self._twin.modules(), strict=True):
+            if isinstance(own, TransformerBlock) and isinstance(other, TransformerBlock):
+                self._learn(own.attn2, other.attn2)
+                if own.only_cross:
+                    self._learn(own.attn1, other.attn1)
+
+    def _learn(self, own: Attention, other: Attention) -> None:
+        if type(own) is Attention:  # one that takes pictures too asks for them by itself
+            known = own.keys_values(self._context)
+            other.keys_values = lambda context: known  # type: ignore[method-assign]
+            self._note(own.to_k, own.to_v)
+
+    def _learn_times(self) -> None:
+        """Has the twin's ResNets take their columns of a row instead of a time."""
+        end = 0
+        for module in self._twin.modules():
+            if isinstance(module, ResNet):
+                width = module.conv1.out_channels
+                module.time_emb_proj = Columns(end, end + width)  # type: ignore[assignment]
+                end += width
+        self._note(self.unet.time_embedding, self.unet.class_embedding, self.unet.add_embedding)
+        self._note(*(resnet.time_emb_proj for resnet in self._resnets))
+
+    def _time(self, t: float) -> Tensor:
+        """What the twin's ResNets take: all that is made of a time, or, without constants, the time itself."""
+        if not self._constants:
+            return self.unet.embed_time(torch.full((1,), t, device=self._context.device), self._vector, self._guidance)
+        if t not in self._rows:
+            self._tell((t,))
+        return self._rows[t]
+
+    def _tell(self, times: Sequence[float]) -> None:
+        """A row of each time, with what all ResNets make of it: (1, d) where it is the same for all, else (b, d)."""
+        if not times:
+            return
+        both = (self._vector, self._guidance)
+        b = max((len(part) for part in both if part is not None), default=1)
+        vector, guidance = (None if part is None else part.repeat(len(times), *[1] * (part.ndim - 1)) for part in both)
+        t = torch.tensor(times, dtype=torch.float32, device=self._context.device).repeat_interleave(b)  # (times * b,)
+        time = self.unet.embed_time(t, vector, guidance)
+        rows = torch.cat([resnet.time_emb_proj(time) for resnet in self._resnets], dim=1)  # (times * b, d)
+        self._rows |= zip(times, rows.view(len(times), b, -1), strict=True)
+
+
+class Columns(nn.Module):
+    """Cuts a ResNet's own columns out of what has been computed for all of them: (b, d) -> (b, c)."""
+
+    def __init__(self, start: int, end: int) -> None:
+        super().__init__()
+        self.start, self.end = start, end
+
+    def forward(self, row: Tensor) -> Tensor:
+        return row[:, self.start : self.end]
+
+
+class Portions(nn.Module):
+    """A layer applied to some tokens at a time, (b, n, d) -> (b, n, d): what it makes of them in between stays in the
+    caches, and needs less memory."""
+
+    TOKENS = 1024
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        portions = x.flatten(0, 1).chunk(-(-x.shape[0] * x.shape[1] // self.TOKENS))
+        return torch.cat([self.layer(portion) for portion in portions]).view_as(x)
+
+
+def _suit(unet: UNet, speed: Speed, device: torch.device) -> None:
+    """Has a twin do its work as suits the device."""
+    for module in list(unet.modules()):
+        if isinstance(module, Attention):
+            module.native = speed.native_attention
+        elif isinstance(module, TransformerBlock) and speed.portions and device.type == "cpu":
+            module.ff = Portions(module.ff)  # type: ignore[assignment]
+
+
+def twin(module: Network) -> Network:
+    """A second tree of modules over the same parameters: what takes the place of its modules, the first never sees."""
+    other = copy.copy(module)
+    other._modules = {name: None if child is None else twin(child) for name, child in module._modules.items()}
+    return other
+
+
+def _is_plain(unet: UNet) -> bool:
+    """Whether a U-Net does what its class says: nobody compiled it, hooked it or gave it another `forward`."""
+    hooked = unet._forward_hooks or unet._forward_pre_hooks or "forward" in vars(unet)
+    return type(unet) is UNet and not hooked and not any(m._compiled_call_impl for m in unet.modules())
