@@ -15,7 +15,6 @@ private memory is the part of it that is no file's.
 import argparse
 import json
 import os
-import platform
 import select
 import shutil
 import subprocess
@@ -27,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import environment, found, resident
+from common import environment, machine, resident, versions
 
 NEEDED = 6e9  # bytes on the disk
 COLUMNS = {
@@ -49,21 +48,12 @@ Run = dict[str, float]  # by the keys of COLUMNS
 def build(folder: Path) -> None:
     """The model as `folder/model` and `folder/model.safetensors`, in float16."""
     import torch
-    from parity_sd15 import SCHEDULER, random_weights
+    from systems import Setting, seeded_model
 
-    from configs.presets import SD15
     from ldm.checkpoint.export import save_single_file
     from ldm.checkpoint.save import save_folder
-    from ldm.model import LatentDiffusion
-    from text_encoder import CLIPTextEncoder, CLIPTextModel, Tokenizer
-    from unet import UNet
-    from vae import AutoencoderKL
 
-    with torch.device("meta"):
-        unet, vae, text = UNet(SD15.unet), AutoencoderKL(SD15.autoencoder), CLIPTextModel(SD15.text_encoders[0])
-    for seed, part in enumerate((unet, vae, text)):
-        random_weights(part, seed).half()
-    model = LatentDiffusion(vae, CLIPTextEncoder(Tokenizer.clip(), text), unet, SCHEDULER)
+    model = seeded_model(Setting("sd15", 512, 0, "euler", torch.float16, torch.device("cpu")))
     save_folder(model, folder / "model")
     save_single_file(model, folder / "model.safetensors")
 
@@ -138,9 +128,7 @@ def rows(runs: dict[str, list[Run]], what: str) -> Iterator[str]:
 
 
 def compare(folder: Path, dtypes: list[str], rounds: int, threads: int) -> None:
-    names = ("torch", "diffusers", "transformers", "safetensors")
-    print(f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {threads} threads, ", end="")
-    print(f"Python {platform.python_version()}, " + ", ".join(f"{name} {found(name)}" for name in names) + "\n")
+    print(f"{machine(threads)}, {versions('torch', 'diffusers', 'transformers', 'safetensors')}\n")
     print(f"| Stable Diffusion 1.5 | | {' | '.join(COLUMNS.values())} |")
     print("|---|---|" + "---:|" * len(COLUMNS))
     for dtype in dtypes:

@@ -36,7 +36,7 @@ from vae.pixels import from_pil
 
 _SHOWN, _SEEDS = 8, 2  # captions in the sample grid, pictures of each
 _QUIET = ("conv2", "proj_out", "conv_out")  # last layers of ResNets, of transformers, of the network
-_FEW = 32 * 32  # pixels of latents
+_FEW = 16 * 16  # pixels of latents
 _LOUD = 2.0  # noise levels above it decide the layout
 
 

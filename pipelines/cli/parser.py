@@ -26,6 +26,7 @@ model.
   ldm "a cat holding a banana" --model path/to/model --steps 30 --guidance-scale 7.5 --seed 7 --size 512x768 -o out.png
   ldm "a cat holding a banana" --model path/to/model --lora path/to/style.safetensors:0.8 -o styled.png
   ldm a cat holding a banana -m path/to/model --sampler dpmpp_2m --karras --negative "blurry" -n 4 --json
+  ldm bench --model path/to/model --dtype auto
   echo "a cat holding a banana" | ldm - -m path/to/model -o "cats/{seed}.png"
 """
 COMMANDS_HELP = """\
