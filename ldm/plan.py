@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioning import Conditioning
+from ldm.graph import Graphed, Step
 from ldm.model import LatentDiffusion
 from unet import UNet
 from unet.attention import Attention, TransformerBlock
@@ -31,6 +32,7 @@ class Speed:
     shared_trunk: bool = True  # both halves of guidance are one until they meet the text
     native_attention: bool = True  # on a CPU with bfloat16 of its own, our kernel
     portions: bool = True  # on a CPU, feed-forward layers a thousand tokens at a time
+    cuda_graph: bool = False  # on CUDA, a step is launched as one; off until it has been measured on a GPU
     channels_last: bool = True  # images lie in memory pixel by pixel, so that tokens are views of them
 
 
@@ -70,6 +72,8 @@ class _Prepared:
 
     def __init__(self, model: LatentDiffusion, cond: Conditioning, times: Sequence[float], speed: Speed) -> None:
         weight = model.unet.conv_in.weight
+        if speed.channels_last and weight.is_cuda:  # elsewhere convolutions bring weights into an order of their own
+            model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         dtype = weight.dtype
         self.unet = model.unet
         self._context, self._bias = cond.context.to(dtype), text_bias(cond.mask, dtype)
@@ -79,7 +83,9 @@ class _Prepared:
         self._resnets = [module for module in model.unet.modules() if isinstance(module, ResNet)]
         self._rows: dict[float, Tensor] = {}
         self._constants = speed.constants
-        self._note(model.unet.conv_in)  # in whose precision all this is
+        graph = speed.cuda_graph and weight.is_cuda
+        self._denoise: Step = Graphed(self._twin_step) if graph else self._twin_step
+        self._note(model.unet if graph else model.unet.conv_in)  # where a graph reads; in whose precision all this is
         if speed.constants:
             self._learn_text()
             self._learn_times()
@@ -87,7 +93,10 @@ class _Prepared:
         _suit(self._twin, speed, weight.device)
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        return self._twin.denoise(x.to(self._context.dtype), self._time(t), self._context, self._bias)
+        return self._denoise(x.to(self._context.dtype), self._time(t))
+
+    def _twin_step(self, x: Tensor, time: Tensor) -> Tensor:
+        return self._twin.denoise(x, time, self._context, self._bias)
 
     def is_fresh(self) -> bool:
         """Whether the weights that constants were made of are what they were. Their memory is held until then, so that

@@ -1,12 +1,14 @@
 """On a GPU: the pictures of the CPU, half precision that does not overflow, offload, seeds. Run by `pytest -m cuda`."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from ldm.graph import Graphed
 from pipelines import TextToImagePipeline
 
 pytestmark = pytest.mark.cuda
@@ -104,3 +106,74 @@ def test_a_batch_equals_its_pictures(pairs: Callable[[str], Any]) -> None:
     batch = draw(pipe, num_images_per_prompt=4, seed=7)
     for i in range(4):
         torch.testing.assert_close(draw(pipe, seed=7 + i)[0], batch[i], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_graph_of_the_step_draws_the_same(pairs: Callable[[str], Any], family: str) -> None:
+    pipe = load(pairs(family).folder, device=DEVICE, dtype=torch.float32)
+    expected = draw(pipe)
+    pipe.speed = replace(pipe.speed, cuda_graph=True)
+    torch.testing.assert_close(draw(pipe), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        draw(pipe, height=64, seed=2), draw(load_like(pipe), height=64, seed=2), rtol=0, atol=1e-5
+    )
+
+
+def load_like(pipe: TextToImagePipeline) -> TextToImagePipeline:
+    """The same model without graphs."""
+    return load(pipe.model.source, device=DEVICE, dtype=torch.float32)
+
+
+def test_a_graph_never_reads_weights_that_have_moved(pairs: Callable[[str], Any]) -> None:
+    """As when a LoRA is merged between two steps: new memory for the weights."""
+    pipes = [load(pairs("sd1").folder, device=DEVICE, dtype=torch.float32) for _ in range(2)]
+    pipes[0].speed = replace(pipes[0].speed, cuda_graph=True)
+    found = []
+    for pipe in pipes:
+        steps = pipe.stream("a cat", seed=1, **{**SMALL, "num_inference_steps": 6})
+        for step in steps:
+            if step.index == 3:
+                weight = pipe.unet.mid_block.resnets[0].conv1.weight
+                weight.data = 1.5 * weight.data
+        found.append(steps.result.images.cpu())
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
+
+
+def test_a_graph_is_recorded_and_replayed() -> None:
+    calls = []
+
+    def step(x: Tensor, time: Tensor) -> Tensor:
+        calls.append(1)
+        return x * time
+
+    graphed, x = Graphed(step), torch.ones(3, device=DEVICE)
+    for k in range(5):
+        result = graphed(x + k, x * 2)
+        torch.testing.assert_close(result, 2 * (x + k))
+    assert len(calls) == 2  # once to warm up, once to be recorded
+
+
+def test_what_cannot_be_recorded_is_called() -> None:
+    def step(x: Tensor, time: Tensor) -> Tensor:
+        return x * time.sum().item()  # waits for the device, which a graph cannot
+
+    graphed, x = Graphed(step), torch.ones(3, device=DEVICE)
+    for _ in range(4):
+        torch.testing.assert_close(graphed(x, x), 3 * x)
+
+
+def test_batches_fit_into_the_memory_there_is(pairs: Callable[[str], Any]) -> None:
+    pipe = load(pairs("sd1").folder, device=DEVICE, dtype=torch.float32)
+    images = draw(pipe, num_images_per_prompt=5)
+    assert all(batching.most is not None and batching.most >= 5 for batching in pipe._batchings.values())
+    for batching in pipe._batchings.values():
+        batching.most = 2
+    torch.testing.assert_close(draw(pipe, num_images_per_prompt=5), images, rtol=0, atol=1e-4)
+
+
+def test_weights_lie_as_the_images_do(pairs: Callable[[str], Any]) -> None:
+    """Else each convolution copies its weights at each step."""
+    pipe = load(pairs("sd1").folder, device=DEVICE)
+    draw(pipe)
+    weight = pipe.unet.mid_block.resnets[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
