@@ -33,7 +33,7 @@ class Resnet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(silu(self.norm1(x)))
         y = self.conv2(silu(self.norm2(y)))
-        return self.conv_shortcut(x) + y  # type: ignore[no-any-return]
+        return y.add_(self.conv_shortcut(x))  # type: ignore[no-any-return]  # images are large
 
 
 class Attention(nn.Module):
