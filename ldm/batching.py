@@ -2,13 +2,16 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ldm.conditioning import Conditioning
+from ldm.full_memory import is_full
 
 Network = Callable[[Tensor, Tensor | float, Conditioning], Tensor]
 SHARE = {"cuda": 0.8}  # of the free memory; of main memory half, since others want some too
@@ -34,7 +37,7 @@ class Batching:
         self.most: int | None = None  # rows at once; None: not measured yet
 
     def __call__(self, run: Callable[[slice], Tensor], b: int, device: torch.device) -> Tensor:
-        """run(rows) -> (rows, ...) for all b rows. Raises OutOfMemoryError where not even one row fits."""
+        """run(rows) -> (rows, ...) for all b rows. Raises what `run` does where not even one row fits."""
         if b > 1 and self.most is None:
             self.most = _fitting(run, device)
         parts: list[Tensor] = []
@@ -43,12 +46,13 @@ class Batching:
             count = min(self.most or 1, b - start)
             try:
                 parts.append(run(slice(start, start + count)))
-            except torch.OutOfMemoryError:
-                if count == 1:
+                start += count
+                continue
+            except (MemoryError, RuntimeError) as error:
+                if count == 1 or not is_full(error):
                     raise
-                self.most, count = count // 2, 0
-                torch.cuda.empty_cache()
-            start += count
+                self.most = count // 2
+            torch.cuda.empty_cache()  # here, where nothing holds what the pass that failed had made
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -64,7 +68,10 @@ class Batched:
 
     def __call__(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
         """x (b, c, h, w), t (b,) or one for all, a condition of k b rows -> (k b, c, h, w)."""
-        b, k = len(x), len(cond.context) // len(x)
+        b = len(x)
+        if b == 1 or len(cond.context) % b:  # what does not fit the network refuses
+            return self.network(x, t, cond)
+        k = len(cond.context) // b
 
         def run(rows: slice) -> Tensor:
             part = cond if rows == slice(0, b) else self._part(cond, rows, b)
@@ -82,7 +89,8 @@ class Batched:
 
 
 def _fitting(run: Callable[[slice], Tensor], device: torch.device) -> int:
-    """How many rows fit, by what one takes. That is no less than it takes: memory may have been fuller before."""
+    """How many rows fit, by what one takes."""
+    forget_peak(device)
     before = memory(device)
     run(slice(0, 1))
     after = memory(device)
@@ -90,6 +98,15 @@ def _fitting(run: Callable[[slice], Tensor], device: torch.device) -> int:
         return sys.maxsize
     each = max(after.peak - before.used, 1)
     return max(1, int(SHARE.get(device.type, 0.5) * before.free / each))
+
+
+def forget_peak(device: torch.device) -> None:
+    """Counts the peak anew, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # Linux alone; elsewhere a peak of the past makes parts smaller than they need be
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory(device: torch.device) -> Memory | None:

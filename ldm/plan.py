@@ -4,10 +4,8 @@ The network's own code stays the paper's. A plan runs a twin of it, a second tre
 which the keys and values of the text and what every ResNet makes of the time are at hand.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,12 +14,12 @@ from torch import Tensor, nn
 from ldm.conditioning import Conditioning
 from ldm.graph import Graphed, Step
 from ldm.model import LatentDiffusion
+from ldm.shortcuts import Shortcuts
+from ldm.twin import Columns, Portions, is_plain, twin
 from unet import UNet
 from unet.attention import Attention, TransformerBlock
 from unet.resnet import ResNet, as_many
 from unet.unet import text_bias
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -40,37 +38,62 @@ class Plan:
     """The model's U-Net as the denoiser calls it, for one request.
 
     times: the network's times that are known to come; others are met as they come.
+    shortcuts: what is left out, at the cost of the picture. Raises ValueError where the network does not allow them.
 
     Constants belong to one condition and to the weights they were made of: another one, or weights that have changed
-    since, in place or by moving or casting the model, and they are made again.
+    since, in place or by moving or casting the model, and they are made again. (What is written through `.data` of a
+    tensor nobody can notice.) A U-Net that was compiled, hooked, adapted or subclassed, one under gradients, and times
+    that differ by row, are called as they always were, with a row of latents for each of the condition.
     """
 
-    def __init__(self, model: LatentDiffusion, times: Sequence[float] = (), speed: Speed | None = None) -> None:
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        times: Sequence[float] = (),
+        speed: Speed | None = None,
+        shortcuts: Shortcuts | None = None,
+    ) -> None:
         self.model, self.times, self.speed = model, tuple(times), speed or Speed()
-        self._plain = _is_plain(model.unet)
+        self.shortcuts = shortcuts or Shortcuts()
+        self._plain = is_plain(model.unet)
+        if self.shortcuts and (not self._plain or _is_hooked(model.unet)):
+            raise ValueError("a compiled or hooked U-Net runs as it is: leave out deep_cache and merge_tokens")
         self._prepared = WeakKeyDictionary[Conditioning, _Prepared]()
 
     def __call__(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
         """x (b, c, h, w), t (b,) or one for all, a condition of k b rows -> (k b, c, h, w)."""
+        if not self._plain or isinstance(t, Tensor) or torch.is_grad_enabled() or _is_hooked(self.model.unet):
+            x = as_many(x, cond.context)
+            t = t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
+            return self.model.network(x, t, cond)
         if not self.speed.shared_trunk:
             x = as_many(x, cond.context)
         if self.speed.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        if not self._plain or isinstance(t, Tensor):
-            return self.model.network(x, t, cond)
         return self._for(cond)(x, t)
+
+    def forget(self) -> None:
+        """Lets go of all constants, and of the memory of weights that have moved since."""
+        self._prepared.clear()
 
     def _for(self, cond: Conditioning) -> "_Prepared":
         known = self._prepared.get(cond)
         if known is None or known.unet is not self.model.unet or not known.is_fresh():
-            known = self._prepared[cond] = _Prepared(self.model, cond, self.times, self.speed)
+            known = self._prepared[cond] = _Prepared(self.model, cond, self.times, self.speed, self.shortcuts)
         return known
 
 
 class _Prepared:
     """The twin of a U-Net that knows one condition, which it does not keep alive."""
 
-    def __init__(self, model: LatentDiffusion, cond: Conditioning, times: Sequence[float], speed: Speed) -> None:
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        cond: Conditioning,
+        times: Sequence[float],
+        speed: Speed,
+        shortcuts: Shortcuts,
+    ) -> None:
         weight = model.unet.conv_in.weight
         if speed.channels_last and weight.is_cuda:  # elsewhere convolutions bring weights into an order of their own
             model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -78,37 +101,45 @@ class _Prepared:
         self.unet = model.unet
         self._context, self._bias = cond.context.to(dtype), text_bias(cond.mask, dtype)
         self._vector, self._guidance = model.vector(cond), cond.guidance
-        self._made_of: list[tuple[nn.Parameter, Tensor, int]] = []
+        self._made_of: list[tuple[Tensor, Tensor, int]] = [(cond.context, cond.context, _version(cond.context))]
+        self._places: list[tuple[nn.Module, str, nn.Module]] = []
         self._twin = twin(model.unet)
         self._resnets = [module for module in model.unet.modules() if isinstance(module, ResNet)]
         self._rows: dict[float, Tensor] = {}
         self._constants = speed.constants
-        graph = speed.cuda_graph and weight.is_cuda
+        graph = speed.cuda_graph and weight.is_cuda and shortcuts.deep_cache == 1  # a graph is of one network
         self._denoise: Step = Graphed(self._twin_step) if graph else self._twin_step
-        self._note(model.unet if graph else model.unet.conv_in)  # where a graph reads; in whose precision all this is
+        # where a graph reads, or what is remembered is made of; in whose precision all this is
+        self._note(model.unet if graph or shortcuts else model.unet.conv_in)
         if speed.constants:
             self._learn_text()
             self._learn_times()
             self._tell(times)
         _suit(self._twin, speed, weight.device)
+        self._choose = shortcuts.through(self._twin, times)
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
+        self._chosen = self._choose(x, t)
         return self._denoise(x.to(self._context.dtype), self._time(t))
 
     def _twin_step(self, x: Tensor, time: Tensor) -> Tensor:
-        return self._twin.denoise(x, time, self._context, self._bias)
+        return self._chosen.denoise(x, time, self._context, self._bias)
 
     def is_fresh(self) -> bool:
         """Whether the weights that constants were made of are what they were. Their memory is held until then, so that
         nothing else can have taken its place."""
-        return all(
-            now.data_ptr() == then.data_ptr() and now._version == version for now, then, version in self._made_of
+        same = all(getattr(owner, name) is module for owner, name, module in self._places)
+        return same and all(
+            now.data_ptr() == then.data_ptr() and _version(now) == version for now, then, version in self._made_of
         )
 
     def _note(self, *modules: nn.Module | None) -> None:
         for module in modules:
             for parameter in module.parameters() if module is not None else ():
-                self._made_of.append((parameter, parameter.detach(), parameter._version))
+                self._made_of.append((parameter, parameter.detach(), _version(parameter)))
+
+    def _note_place(self, owner: nn.Module, name: str) -> None:
+        self._places.append((owner, name, getattr(owner, name)))
 
     def _learn_text(self) -> None:
         """Gives the twin's cross-attentions their keys and values, (b, heads, n, d / heads)."""
@@ -119,10 +150,15 @@ class _Prepared:
                     self._learn(own.attn1, other.attn1)
 
     def _learn(self, own: Attention, other: Attention) -> None:
-        if type(own) is Attention:  # one that takes pictures too asks for them by itself
+        layers = (own.to_k, own.to_v)
+        if type(own) is Attention and all(
+            type(layer) is nn.Linear for layer in layers
+        ):  # others ask for them themselves
             known = own.keys_values(self._context)
             other.keys_values = lambda context: known  # type: ignore[method-assign]
-            self._note(own.to_k, own.to_v)
+            self._note(*layers)
+            self._note_place(own, "to_k")
+            self._note_place(own, "to_v")
 
     def _learn_times(self) -> None:
         """Has the twin's ResNets take their columns of a row instead of a time."""
@@ -138,7 +174,7 @@ class _Prepared:
     def _time(self, t: float) -> Tensor:
         """What the twin's ResNets take: all that is made of a time, or, without constants, the time itself."""
         if not self._constants:
-            return self.unet.embed_time(torch.full((1,), t, device=self._context.device), self._vector, self._guidance)
+            return self.unet.embed_time(t, self._vector, self._guidance)
         if t not in self._rows:
             self._tell((t,))
         return self._rows[t]
@@ -156,32 +192,6 @@ class _Prepared:
         self._rows |= zip(times, rows.view(len(times), b, -1), strict=True)
 
 
-class Columns(nn.Module):
-    """Cuts a ResNet's own columns out of what has been computed for all of them: (b, d) -> (b, c)."""
-
-    def __init__(self, start: int, end: int) -> None:
-        super().__init__()
-        self.start, self.end = start, end
-
-    def forward(self, row: Tensor) -> Tensor:
-        return row[:, self.start : self.end]
-
-
-class Portions(nn.Module):
-    """A layer applied to some tokens at a time, (b, n, d) -> (b, n, d): what it makes of them in between stays in the
-    caches, and needs less memory."""
-
-    TOKENS = 1024
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        portions = x.flatten(0, 1).chunk(-(-x.shape[0] * x.shape[1] // self.TOKENS))
-        return torch.cat([self.layer(portion) for portion in portions]).view_as(x)
-
-
 def _suit(unet: UNet, speed: Speed, device: torch.device) -> None:
     """Has a twin do its work as suits the device."""
     for module in list(unet.modules()):
@@ -191,14 +201,11 @@ def _suit(unet: UNet, speed: Speed, device: torch.device) -> None:
             module.ff = Portions(module.ff)  # type: ignore[assignment]
 
 
-def twin(module: Network) -> Network:
-    """A second tree of modules over the same parameters: what takes the place of its modules, the first never sees."""
-    other = copy.copy(module)
-    other._modules = {name: None if child is None else twin(child) for name, child in module._modules.items()}
-    return other
+def _is_hooked(unet: UNet) -> bool:
+    """Hooks of parts are the twin's too."""
+    return bool(unet._forward_hooks or unet._forward_pre_hooks)
 
 
-def _is_plain(unet: UNet) -> bool:
-    """Whether a U-Net does what its class says: nobody compiled it, hooked it or gave it another `forward`."""
-    hooked = unet._forward_hooks or unet._forward_pre_hooks or "forward" in vars(unet)
-    return type(unet) is UNet and not hooked and not any(m._compiled_call_impl for m in unet.modules())
+def _version(tensor: Tensor) -> int:
+    """Counts changes in place; what was made in inference mode has no count."""
+    return -1 if tensor.is_inference() else tensor._version

@@ -1,6 +1,5 @@
 """What is asked of a request's arguments. Each check raises ValueError or TypeError naming the argument and the fix."""
 
-import functools
 import math
 import operator
 from collections.abc import Callable
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from ldm.token_merging import MOST
 
 if TYPE_CHECKING:
     from pipelines.request import TextToImageRequest
@@ -74,13 +75,14 @@ def _check_tensor(name: str, value: Any) -> None:
 
 def check_numbers(request: "TextToImageRequest") -> None:
     """Numbers are numbers and in their range; those of other libraries become Python's own."""
-    for name, low in (("num_inference_steps", 1), ("num_images_per_prompt", 1), ("height", 1), ("width", 1)):
-        _set(request, name, functools.partial(_whole, low=low), f"a whole number of at least {low}")
+    for name in ("num_inference_steps", "num_images_per_prompt", "height", "width", "deep_cache"):
+        _set(request, name, lambda value: _whole(value, 1), "a whole number of at least 1")
     _set(request, "clip_skip", lambda value: _whole(value, 0), "a whole number of at least 0")
     for name in ("guidance_scale", "gamma", "aesthetic_score", "negative_aesthetic_score"):
         _set(request, name, _number, "a finite number")
     for name in ("guidance_rescale", "eta", "denoising_end"):
         _set(request, name, lambda value: _number(value, 0, 1), "a number from 0 to 1")
+    _set(request, "merge_tokens", lambda value: _number(value, 0, MOST), f"a share from 0 to {MOST}")
     if request.denoising_end == 0:
         raise ValueError("denoising_end is the share of the noise process to run, above 0 and up to 1")
     _set(request, "guidance_interval", _interval, "(low, high) in noise levels, 0 <= low < high")

@@ -35,7 +35,7 @@ def as_dtype(dtype: Any) -> torch.dtype:
     """A precision from itself or its name, such as "float16" or "bf16". Raises ValueError for any other."""
     found = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
     if found not in DTYPES.values():
-        raise ValueError(f'dtype is "float32", "float16" or "bfloat16", not {dtype!r}')
+        raise ValueError(f'dtype is "float32", "float16", "bfloat16", or for loading "auto", not {dtype!r}')
     assert isinstance(found, torch.dtype)
     return found
 

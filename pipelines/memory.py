@@ -64,7 +64,7 @@ class WithMemory:
     def disable_vae_slicing(self) -> None:
         self.model.autoencoder.disable_slicing()
 
-    def batching(self, part: str, x: Tensor) -> Batching:
-        """How many of x (b, c, h, w) a part of the model is given at once: measured once for each size."""
-        key = (part, x.shape[1:], x.device, self.model.dtype, next(self.model.autoencoder.parameters()).dtype)
-        return self._batchings.setdefault(key, Batching())
+    def batching(self, x: Tensor, *work: object) -> Batching:
+        """How many of x (b, c, h, w) go through a piece of work at once: measured once for each size and kind."""
+        precision = self.model.dtype, next(self.model.autoencoder.parameters()).dtype
+        return self._batchings.setdefault((*work, x.shape[1:], x.device, *precision), Batching())

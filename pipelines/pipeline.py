@@ -73,7 +73,8 @@ class Pipeline(WithEmbeddings, WithLoras, WithMemory, WithSaving, ABC):
             `allow_unknown_globals` for a .ckpt that names code, which is not run either way; `revision`, `subfolder`,
             `local_files_only`, `cache_dir` and `token`, as for the hub; and parts to use instead of the model's own, or
             because a file lacks them, by diffusers' names: `unet`, `tokenizer`, `scheduler`, ... as objects, `vae` and
-            `text_encoder` also as the path of a VAE, and of a model that lends its text encoder.
+            `text_encoder` also as the path of a VAE, and of a model that lends its text encoder. A tiny VAE (TAESD)
+            decodes in a fraction of the time, and details suffer.
             (NEEDLESS_OPTIONS are accepted for the sake of code written for diffusers, and do nothing.)
 
         Raises FileNotFoundError when nothing is there, ValueError when it cannot be used; both say what to do.
@@ -161,7 +162,7 @@ class Pipeline(WithEmbeddings, WithLoras, WithMemory, WithSaving, ABC):
         self._progress_bar = config
 
     def interrupt(self) -> None:
-        """Stops all running calls, from any thread: they raise `Interrupted` before their next pass of the network."""
+        """Stops all running calls, from any thread: they raise `Interrupted` before they denoise their batch again."""
         self._interruptions += 1
 
     @property
@@ -228,6 +229,7 @@ class Pipeline(WithEmbeddings, WithLoras, WithMemory, WithSaving, ABC):
                 yield Progress(step.index, problem.steps, sigma, x, step.denoised, self.model.family)
                 if enough:
                     break
+            problem.release()
         if not x.isfinite().all():
             advice = "" if self.dtype == torch.float32 else ": load the model with dtype=torch.float32"
             raise ArithmeticError(f"the U-Net gave NaN or infinity in {self.dtype}{advice}")
@@ -256,4 +258,6 @@ class Pipeline(WithEmbeddings, WithLoras, WithMemory, WithSaving, ABC):
             vae.to(dtype)
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        return self.batching("vae", latents)(lambda rows: self.vae.decode(latents[rows]), len(latents), latents.device)
+        vae = self.vae
+        batching = self.batching(latents, "vae", vae.slicing, vae.tiling, vae.tile_size)
+        return batching(lambda rows: vae.decode(latents[rows]), len(latents), latents.device)

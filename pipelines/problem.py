@@ -1,6 +1,6 @@
 """A task made ready for a sampler: where it starts, which noise levels it visits, what denoises it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -36,14 +36,19 @@ class Problem:
     scale: float
     rescale: float = 0.0
     interval: tuple[float, float] | None = None
+    release: Callable[[], None] = lambda: None  # lets go of what was kept from step to step
     _guided: Denoise = field(init=False)
+    _guided_by: tuple[object, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         self.guide(self.scale)
 
     def guide(self, scale: float) -> None:
         """Sets the guidance weight, and takes notice of changed conditions."""
-        self.scale = scale
+        now = (scale, *_edition(self.cond), *_edition(self.uncond))
+        if now == self._guided_by:
+            return  # what is known of a condition is known of the object
+        self.scale, self._guided_by = scale, now
         self._guided = cfg(self.denoiser, self.cond, self.uncond, scale, rescale=self.rescale, interval=self.interval)
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
@@ -68,3 +73,10 @@ class Problem:
             self.cond = replace(self.cond, **{CONDITIONS[name]: value[-b:]})
             if self.uncond is not None and len(value) == 2 * b:
                 self.uncond = replace(self.uncond, **{CONDITIONS[name]: value[:b]})
+
+
+def _edition(cond: Conditioning | None) -> tuple[object, ...]:
+    """Changes with another condition and, as far as it can be told, when its text is edited in place."""
+    if cond is None:
+        return (None,)
+    return cond, object() if cond.context.is_inference() else cond.context._version

@@ -43,6 +43,9 @@ class TextToImageRequest:
     output_type: "pil"; "np" (b, H, W, 3) and "pt" (b, 3, H, W), both in [0, 1]; "latent".
     callback_on_step_end: called as (pipe, step, timestep, tensors) after each step; returns tensors to replace.
     denoising_end: stop at this share of the noise process, for a refiner to go on from.
+    deep_cache: every how many steps the whole U-Net runs; in between only its outermost layers (DeepCache, arXiv
+        2312.00858). Lossy; 1 is always.
+    merge_tokens: share of tokens merged in the U-Net's finest self-attention, 0 to 0.75 (arXiv 2303.17604). Lossy.
     """
 
     prompt: str | list[str] | None = None
@@ -84,6 +87,8 @@ class TextToImageRequest:
     sampler: Any = None
     grid: str | None = None
     prompt_syntax: Syntax = "plain"
+    deep_cache: int = 1
+    merge_tokens: float = 0.0
 
     def __post_init__(self) -> None:
         check_prompts(self)

@@ -19,6 +19,7 @@ from ldm.diffusion.schedule import NoiseSchedule
 from ldm.diffusion.schedulers import diffusion_from_scheduler_config
 from ldm.model import LatentDiffusion
 from ldm.plan import Plan
+from ldm.shortcuts import Shortcuts
 from pipelines.pipeline import Pipeline
 from pipelines.problem import Problem
 from pipelines.prompting import encode
@@ -73,7 +74,9 @@ class TextToImagePipeline(Pipeline):
         # start
         noise = draw(request, (request.batch, model.latent_channels, h, w), device, model.dtype)
         x = grid.init_scale * given_or_drawn(request, noise).to(device, torch.float32)
-        network = Batched(Plan(model, grid.times[:steps], self.speed), self.batching("unet", x))
+        shortcuts = Shortcuts(request.deep_cache, request.merge_tokens)
+        plan = Plan(model, grid.times[:steps], self.speed, shortcuts)
+        network = Batched(plan, self.batching(x, "unet", uncond is not None))
         return Problem(
             x=x,
             grid=grid,
@@ -86,6 +89,7 @@ class TextToImagePipeline(Pipeline):
             scale=scale,
             rescale=request.guidance_rescale,
             interval=request.guidance_interval,
+            release=plan.forget,
         )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from configs.architecture import UNetConfig
 from unet.native import attention
-from unet.resnet import as_many
+from unet.resnet import added, as_many
 
 
 class Attention(nn.Module):
@@ -50,7 +50,7 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        return F.gelu(gate).mul_(value)
 
 
 class FeedForward(nn.Module):
@@ -118,7 +118,7 @@ class Transformer(nn.Module):
         for block in self.transformer_blocks:
             tokens = block(tokens, context, mask)
         y = to_image(self.proj_out(tokens), x) if self.on_tokens else self.proj_out(to_image(tokens, x))
-        return as_many(x, y) + y
+        return added(x, y)
 
 
 def to_tokens(x: Tensor) -> Tensor:

@@ -25,11 +25,12 @@ VECTORS = {
 Shape = tuple[int | str, ...]  # a letter stands for any size
 
 
-def check_inputs(config: UNetConfig, x: Tensor, t: Tensor, context: Tensor, mask: Tensor | None) -> None:
+def check_inputs(config: UNetConfig, x: Tensor, t: Tensor | float, context: Tensor, mask: Tensor | None) -> None:
     """Raises ValueError if the latents, times, text or mask do not fit each other or the network."""
     b = len(context) if len(x) and len(context) % len(x) == 0 else len(x)  # guidance has two texts for one latent
     _expect("x", x, (len(x), config.in_channels, "h", "w"), INPUTS.get(config.in_channels, "latents"))
-    _expect("t", t, (1,) if t.shape == (1,) else (b,), "one time for each latent, or one for all")
+    if isinstance(t, Tensor):
+        _expect("t", t, (1,) if t.shape == (1,) else (b,), "one time for each latent, or one for all")
     _expect("context", context, (b, "n", config.context_dim), _families(config.context_dim, context.shape[-1]))
     if mask is not None:
         _expect("mask", mask, tuple(context.shape[:2]), "True where the text may be seen")

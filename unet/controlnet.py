@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from configs.architecture import ControlNetConfig
 from unet.attention import Transformer
 from unet.checks import check_conditions, check_hint, check_inputs
+from unet.resnet import added
 from unet.unet import Trunk, UNet, text_bias
 
 
@@ -81,7 +82,7 @@ class ControlNet(Trunk):
     def forward(
         self,
         x: Tensor,
-        t: Tensor,
+        t: Tensor | float,
         context: Tensor,
         hint: Tensor,
         *,
@@ -98,13 +99,13 @@ class ControlNet(Trunk):
         ValueError if one of them does not fit the network.
         """
         check_inputs(self.config.unet, x, t, context, mask)
-        check_conditions(self.config.unet, len(x), vector, None)
+        check_conditions(self.config.unet, len(context), vector, None)
         # conditions
         dtype = self.conv_in.weight.dtype
         context, bias = context.to(dtype), text_bias(mask, dtype)
         time = self.embed_time(t, vector, None)
         # down and middle
-        states = [self.conv_in(x.to(dtype)) + hint]
+        states = [added(self.conv_in(x.to(dtype)), hint)]
         for block in self.down_blocks:
             states += block(states[-1], time, context, bias)
         middle = self.mid_block(states[-1], time, context, bias)

@@ -97,7 +97,7 @@ def _run(kernel: _Kernel, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
 @functools.cache
 def _kernel() -> _Kernel | None:
     """None where there is no kernel to be had, which is found out once in a process."""
-    if os.environ.get("LDM_NATIVE") == "0" or not _flags() >= NEEDED:
+    if os.environ.get("LDM_NATIVE", "").lower() in ("0", "false", "no", "off") or not _flags() >= NEEDED:
         return None
     try:
         return _load(_library())

@@ -24,16 +24,21 @@ class ResNet(nn.Module):
         self.conv_shortcut = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x)))
-        y = as_many(y, time) + self.time_emb_proj(time)[:, :, None, None]
-        y = self.conv2(F.silu(self.norm2(y)))
-        return as_many(self.conv_shortcut(x), y) + y
+        y = self.conv1(F.silu(self.norm1(x), inplace=True))
+        y = added(y, self.time_emb_proj(time)[:, :, None, None])
+        y = self.conv2(F.silu(self.norm2(y), inplace=True))
+        return added(self.conv_shortcut(x), y)
 
 
 def as_many(x: Tensor, like: Tensor) -> Tensor:
     """x (b, ...) as often as `like` (k b, ...) asks for: rows that are the same until they meet what tells them apart,
     such as the two halves of guidance, are computed once until then."""
     return x if len(x) >= len(like) else x.repeat(len(like) // len(x), *[1] * (x.ndim - 1))
+
+
+def added(x: Tensor, y: Tensor) -> Tensor:
+    """The sum of two, of which one may have fewer rows; a single one is broadcast."""
+    return x + y if 1 in (len(x), len(y)) else as_many(x, y) + as_many(y, x)
 
 
 class Downsample(nn.Module):

@@ -15,7 +15,7 @@ from configs.architecture import UNetConfig
 from unet.attention import Transformer
 from unet.checks import check_additions, check_conditions, check_inputs
 from unet.embedding import TimeEmbedding, VectorEmbedding, class_embedding
-from unet.resnet import Downsample, ResNet, Upsample, as_many
+from unet.resnet import Downsample, ResNet, Upsample, added, as_many
 
 MASKED = -10000.0  # added to a score: out of sight, but finite, so that a text with every token masked is no NaN
 
@@ -54,10 +54,10 @@ class DownBlock(Block):
             x = self.layer(i, x, time, context, mask)
             skips.append(x)
         if feature is not None and len(self.attentions):
-            skips[-1] = skips[-1] + as_many(feature, skips[-1])
+            skips[-1] = added(skips[-1], feature)
         skips += [downsample(skips[-1]) for downsample in self.downsamplers]
         if feature is not None and not len(self.attentions):
-            skips[-1] = as_many(skips[-1], feature) + as_many(feature, skips[-1])
+            skips[-1] = added(skips[-1], feature)
         return skips
 
 
@@ -109,8 +109,10 @@ class Trunk(nn.Module):
         self.down_blocks = nn.ModuleList(DownBlock(config, level) for level in levels)
         self.mid_block = MidBlock(config)
 
-    def embed_time(self, t: Tensor, vector: Tensor | None, guidance: Tensor | None) -> Tensor:
+    def embed_time(self, t: Tensor | float, vector: Tensor | None, guidance: Tensor | None) -> Tensor:
         """All that does not depend on the place, (b, d), as every ResNet takes it; (1, d) if it is the same for all."""
+        if not isinstance(t, Tensor):  # made on the device, which unlike a copy waits for nothing
+            t = torch.full((1,), t, device=self.conv_in.weight.device)
         time = self.time_embedding(t, guidance)
         for embedding in (self.class_embedding, self.add_embedding):
             time = time if embedding is None else time + embedding(vector)
@@ -161,7 +163,6 @@ class UNet(Trunk):
 
         ValueError if one of them does not fit the network.
         """
-        t = t if isinstance(t, Tensor) else torch.full((1,), t, device=x.device)  # unlike a copy, waits for no device
         check_inputs(self.config, x, t, context, mask)
         check_conditions(self.config, len(context), vector, guidance)
         check_additions(self.config, residuals, features)
@@ -186,11 +187,11 @@ class UNet(Trunk):
         # middle
         x = self.mid_block(skips[-1], time, context, bias)
         for feature in features[len(self.down_blocks) :]:
-            x = x + as_many(feature, x)
+            x = added(x, feature)
         if residuals is not None:
             *extra, last = residuals
-            skips = [as_many(skip, residual) + residual for skip, residual in zip(skips, extra, strict=True)]
-            x = as_many(x, last) + last
+            skips = [added(skip, residual) for skip, residual in zip(skips, extra, strict=True)]
+            x = added(x, last)
         # up
         for block in self.up_blocks:
             x = block(x, skips, time, context, bias)

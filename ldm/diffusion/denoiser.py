@@ -62,7 +62,12 @@ class Denoiser:
         c_skip, c_out, _ = self.prediction(level)
         # (x0 - c_skip x) / c_out, written without the cancellation of x0 that a small sigma would bring
         target = ((1 - c_skip) * x0 - c_skip * level * noise) / c_out
-        error = self.predict(x0 + level * noise, sigma, cond) - target
+        output = self.predict(x0 + level * noise, sigma, cond)
+        if output.shape != target.shape:
+            raise ValueError(
+                f"the network made {tuple(output.shape)} of {tuple(target.shape)}: one condition an example"
+            )
+        error = output - target
         return error.square().flatten(1).mean(1)
 
     def _coefficients(self, x: Tensor, sigma: Level) -> Coefficients:

@@ -66,7 +66,7 @@ def _decoded(values: dict[str, Any]) -> Report:
 
 def as_text(report: Report) -> str:
     """For a terminal: aligned columns."""
-    parts = [f"{name}: {value}" for name, value in report.settings.items() if not isinstance(value, (dict, list))]
+    parts = [f"{name}: {value}" for name, value in report.settings.items() if not isinstance(value, dict)]
     for title, table in report.tables().items():
         rows = _rows(table)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

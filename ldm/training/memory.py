@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from configs.training import LoopConfig
-
-_WORDS = ("out of memory", "can't allocate memory", "not enough memory")  # of CUDA, and of CPUs on Linux and Windows
+from ldm.full_memory import is_full
 
 
 @contextmanager
@@ -18,8 +15,7 @@ def advice(stage: str, loop: LoopConfig, processes: int = 1) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if known or any(words in str(error) for words in _WORDS):
+        if is_full(error):
             error.add_note(_advice(stage, loop, processes))
         raise
 

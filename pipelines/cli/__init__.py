@@ -5,10 +5,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from ldm.full_memory import is_full
 from pipelines.cli import parser
 from pipelines.cli.interrupt import CtrlC
 
-FULL = ("out of memory", "can't allocate memory", "not enough memory")  # of CUDA, and of CPUs on Linux and Windows
 DONE, FAILED, BAD_INPUT, INTERRUPTED, CLOSED_OUTPUT = 0, 1, 2, 130, 141  # exit statuses
 
 
@@ -136,7 +136,7 @@ def explained(error: Exception) -> tuple[str, int]:
         return text, BAD_INPUT
     if isinstance(error, ImportError):
         return f"a library does not load ({text}); `ldm doctor` shows what is installed", FAILED
-    if isinstance(error, MemoryError) or any(words in text for words in FULL):
+    if is_full(error):
         advice = "; ".join(getattr(error, "__notes__", ())) or "try a smaller --size, or --dtype float16 on a GPU"
         return f"out of memory: {advice} ({text.splitlines()[0]})", FAILED
     if isinstance(error, (OSError, ArithmeticError)):

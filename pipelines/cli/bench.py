@@ -60,6 +60,8 @@ def measured(pipe: "TextToImagePipeline", args: argparse.Namespace) -> dict[str,
         options["width"], options["height"] = args.size
     switches = [field.name for field in fields(pipe.speed)] if args.ablate else []
     ways = {WHOLE: pipe.speed, **{name: replace(pipe.speed, **{name: False}) for name in switches}}
+    list(timed(pipe, options))  # warms up
+    used = memory(pipe.device)
     times: dict[str, Times] = {name: defaultdict(list) for name in ways}
     for number in range(args.rounds + 1):
         for name, speed in ways.items():
@@ -69,7 +71,6 @@ def measured(pipe: "TextToImagePipeline", args: argparse.Namespace) -> dict[str,
                     times[name][part].append(seconds)
     pipe.speed = ways[WHOLE]
     step = median(times[WHOLE]["step"])
-    used = memory(pipe.device)
     return {
         "model": pipe.model.source,
         "device": str(pipe.device),

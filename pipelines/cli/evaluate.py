@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.cli.shortcuts import NAMES as SHORTCUTS
+
 if TYPE_CHECKING:
     from ldm.data.emoji_scenes.world import World
     from ldm.evaluation.baselines import Draw
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 GUIDANCE = (1.0, 2.0, 3.5, 5.0, 7.5)
 STEPS = (8, 15, 25)
-SAMPLERS = ("ddim", "euler", "dpmpp_2m", "unipc")
+SAMPLERS = ("ddim", "euler", "euler_a", "dpmpp_2m", "unipc")
 SWEPT, SHOWN = 40, 32  # prompts of each setting of a sweep, and of the sheet
 RECORDED = (
     "model",
@@ -33,6 +35,7 @@ RECORDED = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `ldm evaluate`."""
     from pipelines.cli.parser import MODEL_HELP
+    from pipelines.cli.shortcuts import add_shortcuts
     from pipelines.cli.values import finite, positive, seed
 
     add = parser.add_argument
@@ -46,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=positive, dest="num_inference_steps", metavar="N", help="denoising steps")
     add("--guidance-scale", type=finite, metavar="W", help="how closely to follow the prompt; 1 is off")
     add("--sampler", metavar="NAME", help="such as dpmpp_2m, euler_a or ddim (default: the model's)")
+    add_shortcuts(parser)
     add("--sweep", action="store_true", help=f"also guidance x steps, and samplers, on {SWEPT} prompts each")
     add("--baselines", action="store_true", help="also the nearest training caption, and the model without a prompt")
     add("--validate", action="store_true", help="also the checker itself, on renders and through the autoencoder")
@@ -148,13 +152,16 @@ def _measure(
 
 def _drawer(pipe: Any, report: "Report", args: argparse.Namespace, **changed: Any) -> "Draw":
     """The pipeline as a function of prompts and seeds; what it records goes to the report's settings once."""
-    given = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "sampler")} | changed
+    names = ("num_inference_steps", "guidance_scale", "sampler", *SHORTCUTS)
+    given = {name: getattr(args, name) for name in names} | changed
     options = {name: value for name, value in given.items() if value is not None}
 
     def draw(prompts: list[str], seeds: list[int]) -> Any:
         result = pipe(prompts, seed=seeds, output_type="pt", **options)
         if not changed and "model_hash" not in report.settings:
-            report.settings |= {name: result.records[0].get(name) for name in RECORDED}
+            record = result.records[0]
+            report.settings |= {name: record.get(name) for name in RECORDED}
+            report.settings |= {name: record[name] for name in SHORTCUTS if name in record}
         return result.images * 2 - 1
 
     return draw

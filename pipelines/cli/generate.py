@@ -13,11 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.cli.shortcuts import NAMES as SHORTCUTS
+
 if TYPE_CHECKING:
     from pipelines.text_to_image import TextToImagePipeline
 
 # options that go to the pipeline under their own names
-REQUEST = ("negative_prompt", "num_inference_steps", "guidance_scale", "sampler", "grid", "prompt_syntax", "clip_skip")
+REQUEST = (
+    *("negative_prompt", "num_inference_steps", "guidance_scale", "sampler", "grid", "prompt_syntax", "clip_skip"),
+    *SHORTCUTS,
+)
 
 
 def generate(args: argparse.Namespace, check: Callable[[], None]) -> None:

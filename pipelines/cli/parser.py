@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from pipelines.cli.shortcuts import add_shortcuts
 from pipelines.cli.values import finite, natural, output, positive, scaled, seed, size
 
 MODEL_HELP = (
@@ -96,6 +97,7 @@ def _generate_parser() -> Parser:
     parser.add_argument("words", nargs="*", metavar="PROMPT", help="what to draw, in words; - reads it from stdin")
     _add_picture(parser.add_argument_group("the picture"))
     _add_sampling(parser.add_argument_group("how it is drawn"))
+    add_shortcuts(parser.add_argument_group("faster, at the cost of the picture"))
     _add_output(parser.add_argument_group("output"))
     return parser
 
@@ -116,7 +118,12 @@ def add_reading(parser: argparse._ActionsContainer) -> None:
 
 def _add_picture(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-m", "--model", metavar="PATH", help=MODEL_HELP)
-    group.add_argument("--vae", metavar="PATH", help="VAE to use instead of the model's, or because its file lacks one")
+    group.add_argument(
+        "--vae",
+        metavar="PATH",
+        help="VAE to use instead of the model's, or because its file lacks one; a tiny one (TAESD) is faster, and "
+        "details suffer",
+    )
     group.add_argument(
         "--text-encoder", metavar="PATH", help="a model whose text encoder to use, where the model's file lacks one"
     )

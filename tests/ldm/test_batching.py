@@ -1,5 +1,7 @@
 """Batches in parts: the whole is what it was, memory is measured, and running out of it halves the parts."""
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,17 +13,23 @@ from ldm.conditioning import Conditioning
 CPU = torch.device("cpu")
 
 
+FULL = (
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+)
+
+
 class Work:
     """Rows plus one, in parts of at most `fits` rows; remembers the parts it was given."""
 
-    def __init__(self, x: Tensor, fits: int = 1000) -> None:
-        self.x, self.fits = x, fits
+    def __init__(self, x: Tensor, fits: int = 1000, error: Exception = FULL[0]) -> None:
+        self.x, self.fits, self.error = x, fits, error
         self.parts: list[tuple[int, int]] = []
 
     def __call__(self, rows: slice) -> Tensor:
         self.parts.append((rows.start, rows.stop))
         if rows.stop - rows.start > self.fits:
-            raise torch.OutOfMemoryError("out of memory")
+            raise self.error
         return self.x[rows] + 1
 
 
@@ -55,9 +63,12 @@ def test_one_row_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert work.parts == [(0, 1)]
 
 
-def test_running_out_of_memory_halves_the_parts_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", FULL)
+def test_running_out_of_memory_halves_the_parts_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
     metered(monkeypatch, 1)
-    work, run = Work(torch.arange(11.0), fits=3), Batching()
+    work, run = Work(torch.arange(11.0), fits=3, error=error), Batching()
     assert torch.equal(run(work, 11, CPU), work.x + 1)
     assert work.parts == [(0, 1), (0, 11), (0, 5), (0, 2), (2, 4), (4, 6), (6, 8), (8, 10), (10, 11)]
     work.parts.clear()
@@ -69,6 +80,13 @@ def test_one_row_that_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     metered(monkeypatch, 1)
     with pytest.raises(torch.OutOfMemoryError):
         Batching()(Work(torch.arange(4.0), fits=0), 4, CPU)
+
+
+def test_other_errors_are_not_taken_for_full_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    metered(monkeypatch, 1)
+    work = Work(torch.arange(4.0), fits=0, error=RuntimeError("mat1 and mat2"))
+    with pytest.raises(RuntimeError, match="mat1"):
+        Batching()(work, 4, CPU)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 5])
@@ -112,3 +130,7 @@ def test_memory_of_this_process() -> None:
     assert after is not None
     assert after.peak >= during.used - 2**20
     assert 0 < after.free < 2**50
+    batching.forget_peak(CPU)
+    anew = batching.memory(CPU)
+    assert anew is not None
+    assert anew.peak < during.used - 2**26 or not sys.platform.startswith("linux")

@@ -27,10 +27,24 @@ def test_diffusers_draws_the_same_picture_from_the_folder(pipe):
     theirs = DiffusionPipeline.from_pretrained(embedded(), safety_checker=None, torch_dtype=torch.float32)
     assert type(theirs).__name__ == "StableDiffusionPipeline"
     theirs.set_progress_bar_config(disable=True)
-    side = pipe.model.unet.config.sample_size
-    noise = torch.randn(1, pipe.model.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
-    request = {"num_inference_steps": 20, "guidance_scale": 7.5, "latents": noise, "output_type": "pt"}
-    torch.testing.assert_close(pipe(PROMPT, **request).images, theirs(PROMPT, **request).images, rtol=0, atol=1e-3)
+
+    def drawn(either):
+        request = {"num_inference_steps": 20, "guidance_scale": 7.5, "output_type": "pt"}
+        return either(PROMPT, generator=torch.Generator().manual_seed(0), **request).images
+
+    torch.testing.assert_close(drawn(pipe), drawn(theirs), rtol=0, atol=1e-3)
+
+
+def test_it_draws_what_everyone_tries_first(pipe):
+    """At the guidance people are used to, all else by default, by a checker that knows nothing of the model."""
+    from ldm.data.emoji_scenes.plan import Link, Plan, Thing
+    from ldm.evaluation.checker import Checker
+    from ldm.evaluation.worlds import checked_world
+
+    plan = Plan(things=(Thing("cat"), Thing("banana")), links=(Link("holding", 0, 1),))
+    checker = Checker(world=checked_world(pipe.model.vocabulary))
+    images = pipe([PROMPT] * 4, guidance_scale=7.5, seed=[0, 1, 2, 3], output_type="pt").images
+    assert sum(checker.check(2 * image - 1, plan).joint for image in images) >= 3
 
 
 def test_its_card_names_its_weights_and_the_command_that_made_it():

@@ -168,6 +168,27 @@ def test_guidance_costs_a_second_half_of_the_batch_and_only_where_it_acts(
 # callbacks
 
 
+@pytest.mark.parametrize("name", ["prompt_embeds", "negative_prompt_embeds"])
+def test_a_callback_may_edit_embeddings_in_place(pipe: TextToImagePipeline, name: str) -> None:
+    def edit(pipe: Any, index: int, time: float, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        tensors[name].mul_(0.5)
+        return {}
+
+    edited = draw(pipe, callback_on_step_end=edit, callback_on_step_end_tensor_inputs=[name])
+    assert not torch.allclose(edited, draw(pipe), atol=1e-4)
+
+
+def test_a_callback_that_changes_nothing_has_the_text_read_once(
+    pipe: TextToImagePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    layer = pipe.model.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
+    hook = layer.register_forward_hook(lambda *_: calls.append(1))
+    draw(pipe, callback_on_step_end=lambda *_: {})
+    hook.remove()
+    assert len(calls) == 1
+
+
 def test_a_callback_sees_and_replaces_tensors(pipe: TextToImagePipeline) -> None:
     seen: list[tuple[int, float, tuple[int, ...]]] = []
 

@@ -5,7 +5,7 @@ import torch
 
 from configs.interchange import unet_from_json
 from tests.unet.test_unet import FAMILIES, inputs
-from unet import UNet
+from unet import ControlNet, UNet
 
 
 @pytest.fixture
@@ -71,6 +71,38 @@ def ends_of_levels(unet, x, context, conditions):
     for hook in hooks:
         hook.remove()
     return shapes
+
+
+@torch.no_grad()
+def test_two_latents_of_four_texts_with_residuals_of_either(network, assert_same):
+    unet = network("sd1")
+    x, context = torch.randn(2, 4, 16, 8), torch.randn(4, 7, 24)
+    shapes = []
+    hooks = [
+        b.register_forward_hook(lambda _, __, out: shapes.extend(y.shape[1:] for y in out)) for b in unet.down_blocks
+    ]
+    unet(x, 1.0, context)
+    for hook in hooks:
+        hook.remove()
+    shapes = [(32, 16, 8), *shapes, shapes[-1]]
+    for b in (2, 4):
+        residuals = [torch.randn(b, *shape) for shape in shapes]
+        full = [residual.repeat(4 // b, 1, 1, 1) for residual in residuals]
+        expected = unet(x.repeat(2, 1, 1, 1), torch.ones(4), context, residuals=full)
+        assert_same(unet(x, 1.0, context, residuals=residuals), expected)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@torch.no_grad()
+def test_a_controlnet_takes_them_too(family, network, randomise, assert_same):
+    control = randomise(ControlNet.from_unet(network(family)), 1)
+    (x, _, context), conditions, _ = inputs(FAMILIES[family], (16, 8))
+    both, twice = context.repeat(2, 1, 1), {name: value.repeat(2, 1) for name, value in conditions.items()}
+    hint = control.embed(torch.rand(3, 3, 128, 64))
+    found = control(x, 500.25, both, hint, **twice)
+    expected = control(x.repeat(2, 1, 1, 1), torch.full((6,), 500.25), both, hint.repeat(2, 1, 1, 1), **twice)
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one.repeat(len(other) // len(one), 1, 1, 1), other)
 
 
 def test_texts_that_no_number_of_latents_fits_are_refused(network):

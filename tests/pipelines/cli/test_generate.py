@@ -36,6 +36,7 @@ def test_draws_what_the_pipeline_draws(draw: Command, tmp_path: Path, tiny_sd_fo
     ran = draw(
         *("a", "cat", "--seed", "7", "--size", "64x72", "--negative", "blurry", "--guidance-scale", "3"),
         *("--sampler", "dpmpp_2m", "--karras", "--clip-skip", "1", "--prompt-syntax", "a1111"),
+        *("--deep-cache", "2", "--merge-tokens", "0.5", "--guidance-interval", "0.3,20"),
     )
     assert (ran.status, ran.out, ran.err) == (0, "a-cat-7.png\n", "")
     pipe = TextToImagePipeline.from_pretrained(tiny_sd_folder, device="cpu")
@@ -51,6 +52,9 @@ def test_draws_what_the_pipeline_draws(draw: Command, tmp_path: Path, tiny_sd_fo
         grid="karras",
         clip_skip=1,
         prompt_syntax="a1111",
+        deep_cache=2,
+        merge_tokens=0.5,
+        guidance_interval=(0.3, 20.0),
     )
     with Image.open(tmp_path / "a-cat-7.png") as image:
         assert image.size == (64, 72)

@@ -35,6 +35,7 @@ def test_words_become_the_prompt(line: list[str], prompt: str) -> None:
 def test_every_option_is_read() -> None:
     line = "a cat -m folder --negative blurry --size 512x768 --seed 7 -n 4 --steps 30 --guidance-scale 7.5"
     line += " --sampler dpmpp_2m --karras --prompt-syntax a1111 --clip-skip 1 --device cpu --dtype float32 -o out.png"
+    line += " --deep-cache 3 --merge-tokens 0.5 --guidance-interval 0.3,20"
     line += " --lora one.safetensors --lora two.safetensors:0.5"
     args = vars(parser.parse(line.split()))
     assert {name: value for name, value in args.items() if value not in (None, False, [])} == {
@@ -52,6 +53,9 @@ def test_every_option_is_read() -> None:
         "grid": "karras",
         "prompt_syntax": "a1111",
         "clip_skip": 1,
+        "deep_cache": 3,
+        "merge_tokens": 0.5,
+        "guidance_interval": (0.3, 20.0),
         "device": "cpu",
         "dtype": "float32",
         "output": "out.png",
@@ -71,6 +75,14 @@ def test_every_option_is_read() -> None:
         (["a", "--seed", str(2**32)], "from 0 to 4294967295"),
         (["a", "--guidance-scale", "nan"], "'nan' is not a number such as 7.5"),
         (["a", "--clip-skip", "-1"], "at least 0"),
+        (["a", "--deep-cache", "0"], "'0' is not a whole number of at least 1"),
+        (["a", "--merge-tokens", "0.8"], "'0.8' is not a share from 0 to 0.75"),
+        (["a", "--merge-tokens", "nan"], "a share from 0 to 0.75"),
+        (["a", "--guidance-interval", "20,0.3"], "two noise levels LOW,HIGH such as 0.3,20"),
+        (["a", "--guidance-interval", "5"], "LOW,HIGH"),
+        (["a", "--guidance-interval", "1,2,3"], "LOW,HIGH"),
+        (["a", "--guidance-interval", "a,b"], "LOW,HIGH"),
+        (["a", "--guidance-interval", "nan,2"], "LOW,HIGH"),
         (["a", "-o", "out.jpg"], "name it out.png"),
         (["a", "--prompt-syntax", "latex"], "choose from"),
         (["a", "--stepz", "3"], "a prompt that begins with - goes behind --"),
