@@ -31,7 +31,7 @@ class Speed:
     native_attention: bool = True  # on a CPU with bfloat16 of its own, our kernel
     portions: bool = True  # on a CPU, feed-forward layers a thousand tokens at a time
     cuda_graph: bool = False  # on CUDA, a step is launched as one; off until it has been measured on a GPU
-    channels_last: bool = True  # images lie in memory pixel by pixel, so that tokens are views of them
+    channels_last: bool = True  # images lie in memory pixel by pixel, so that tokens are views of them; kernels too
 
 
 class Plan:
@@ -95,7 +95,7 @@ class _Prepared:
         shortcuts: Shortcuts,
     ) -> None:
         weight = model.unet.conv_in.weight
-        if speed.channels_last and weight.is_cuda:  # elsewhere convolutions bring weights into an order of their own
+        if speed.channels_last and weight.dtype.itemsize < 4:  # in float32 they are often a file's, mapped
             model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         dtype = weight.dtype
         self.unet = model.unet

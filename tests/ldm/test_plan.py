@@ -150,3 +150,19 @@ def test_half_precision_is_no_further_from_float32() -> None:
     model.unet.float()
     exact = plainly(model, x, 501.0, cond)
     assert (planned - exact).norm() < 1.1 * (plain - exact).norm()
+
+
+@torch.no_grad()
+def test_kernels_lie_as_images_do_in_half_precision() -> None:
+    """Else each convolution brings them into that order at each step."""
+    for dtype, expected in ((torch.bfloat16, True), (torch.float32, False)):
+        model = build("sd1", dtype)
+        x, cond, plan = latents(model, 1), conditions(model, 2), Plan(model, TIMES)
+        before = plainly(model, x, 501.0, cond).float()
+        found = plan(x, 501.0, cond).float()
+        weight = model.unet.mid_block.resnets[0].conv1.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) is expected
+        assert weight.is_contiguous() is not expected
+        torch.testing.assert_close(
+            found, before, rtol=0, atol=(3e-6 if not expected else 0.1) * before.abs().max().item()
+        )

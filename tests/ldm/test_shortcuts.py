@@ -12,9 +12,9 @@ from torch import Tensor
 from ldm.deep_cache import DeepCache
 from ldm.model import LatentDiffusion
 from ldm.plan import Plan
-from ldm.twin import twin
 from ldm.shortcuts import Shortcuts
 from ldm.token_merging import Merging
+from ldm.twin import twin
 from tests.ldm.plans import build, conditions, latents
 from tests.ldm.test_plan_changes import cast, exchanged, given_a_forward, hooked, in_place, replaced
 from unet import UNet
