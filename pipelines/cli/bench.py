@@ -58,7 +58,7 @@ def measured(pipe: "TextToImagePipeline", args: argparse.Namespace) -> dict[str,
     options: dict[str, Any] = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
     if args.size is not None:
         options["width"], options["height"] = args.size
-    switches = [field.name for field in fields(pipe.speed)] if args.ablate else []
+    switches = [field.name for field in fields(pipe.speed) if args.ablate and getattr(pipe.speed, field.name)]
     ways = {WHOLE: pipe.speed, **{name: replace(pipe.speed, **{name: False}) for name in switches}}
     list(timed(pipe, options))  # warms up
     used = memory(pipe.device)

@@ -30,11 +30,11 @@ def test_json_has_every_number(ldm: Command, folder: Path) -> None:
     assert found["without"] == {}
 
 
-def test_ablation_names_every_switch(ldm: Command, folder: Path) -> None:
+def test_ablation_names_every_switch_that_is_on(ldm: Command, folder: Path) -> None:
     ran = ldm("bench", "-m", str(folder), "--rounds", "1", "--steps", "2", "--ablate", "--size", "64x128")
     assert ran.status == 0
     rows = dict(line.rsplit(maxsplit=1) for line in ran.out.split("without\n")[1].splitlines())
-    assert [name.strip() for name in rows] == [field.name for field in fields(Speed)]
+    assert [name.strip() for name in rows] == [field.name for field in fields(Speed) if getattr(Speed(), field.name)]
     assert all(float(ratio) > 0 for ratio in rows.values())
     assert " s with 50 steps" in ran.out
 
