@@ -68,7 +68,30 @@ def run_file(name_or_path: str | Path) -> Path:
 
 
 def _runs() -> Path:
-    return Path(str(resources.files("configs"))) / "runs"
+    return _shipped("runs")
+
+
+def _shipped(folder: str) -> Path:
+    return Path(str(resources.files("configs"))) / folder
+
+
+def templates() -> list[str]:
+    """Names of the commented run files to begin fine-tuning with, such as "lora"."""
+    return sorted(path.stem for path in _shipped("templates").glob("*.toml"))
+
+
+def template(name: str) -> str:
+    """The text of one. ValueError listing them for a name that is none."""
+    if name not in templates():
+        raise ValueError(f"{name!r} is nothing to begin with: there are {', '.join(templates())}")
+    return (_shipped("templates") / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def is_fine_tuning(path: str | Path) -> bool:
+    """Whether a run file, read as `read` reads it, is of fine-tuning: it says a mode."""
+    path = Path(path).expanduser()
+    values = _parsed(path, _text(path))
+    return isinstance(values, Mapping) and "mode" in values
 
 
 # files to values

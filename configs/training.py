@@ -8,38 +8,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from configs.architecture import AutoencoderConfig, DiffusionConfig, TextEncoderConfig, UNetConfig
+from configs.ranges import above_zero, at_least, require, share
 
 STAGES = ("classifier", "autoencoder", "text", "denoiser")  # tables of a run file, in the order they are trained
 
 
-def _require(fits: bool, name: str, value: object, wanted: str) -> None:
-    if not fits:
-        raise ValueError(f"{name} = {value!r} is out of range, expected {wanted}")
-
-
-def _at_least(low: float, config: object, *names: str) -> None:
-    for name in names:
-        _require(getattr(config, name) >= low, name, getattr(config, name), f"at least {low}")
-
-
-def _share(config: object, *names: str) -> None:
-    for name in names:
-        _require(0 <= getattr(config, name) <= 1, name, getattr(config, name), "a share from 0 to 1")
-
-
-def _above_zero(config: object, *names: str) -> None:
-    for name in names:
-        _require(getattr(config, name) > 0, name, getattr(config, name), "above 0")
-
-
 def _widths(config: object, name: str) -> None:
     widths = getattr(config, name)
-    _require(len(widths) > 0 and min(widths) > 0, name, widths, "one width above 0 for each level")
+    require(len(widths) > 0 and min(widths) > 0, name, widths, "one width above 0 for each level")
 
 
 def _multiples(widths: tuple[int, ...], name: str, of: int, what: str) -> None:
     fits = of > 0 and len(widths) > 0 and all(width > 0 and width % of == 0 for width in widths)
-    _require(fits, name, widths, f"one multiple of {what} for each level")
+    require(fits, name, widths, f"one multiple of {what} for each level")
 
 
 def _levels(model: UNetConfig) -> None:
@@ -47,15 +28,15 @@ def _levels(model: UNetConfig) -> None:
     levels = len(model.channels)
     for name in ("down_depths", "up_depths", "heads", "only_cross_attention"):
         value = getattr(model, name)
-        _require(len(value) == levels, f"model.{name}", value, f"{levels} of them, as many as model.channels")
+        require(len(value) == levels, f"model.{name}", value, f"{levels} of them, as many as model.channels")
     for down, up in zip(model.down_depths, reversed(model.up_depths), strict=True):
         fits = len(up) == len(down) + 1 > 1
-        _require(fits, "model.up_depths", model.up_depths, "one number more for each level than in model.down_depths")
+        require(fits, "model.up_depths", model.up_depths, "one number more for each level than in model.down_depths")
     for level, (width, heads) in enumerate(zip(model.channels, model.heads, strict=True)):
         deepest = level == levels - 1 and model.mid == "transformer"
         if deepest or any(model.down_depths[level] + model.up_depths[levels - 1 - level]):
             fits = heads > 0 and width % heads == 0
-            _require(fits, "model.heads", model.heads, f"divisors of model.channels = {model.channels}, level by level")
+            require(fits, "model.heads", model.heads, f"divisors of model.channels = {model.channels}, level by level")
 
 
 @dataclass(frozen=True)
@@ -82,35 +63,38 @@ class WorldConfig:
     hubs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _at_least(0, self, "lattice")
+        at_least(0, self, "lattice")
         for name in ("sides", "hubs"):
             fits = all(1 <= side <= self.lattice for side in getattr(self, name))
-            _require(fits, name, getattr(self, name), f"whole numbers from 1 to lattice = {self.lattice}")
+            require(fits, name, getattr(self, name), f"whole numbers from 1 to lattice = {self.lattice}")
         fits = not self.shares or (len(self.shares) == len(self.recipes) and min(self.shares) > 0)
-        _require(fits, "shares", self.shares, f"{len(self.recipes)} numbers above 0, one for each of recipes")
+        require(fits, "shares", self.shares, f"{len(self.recipes)} numbers above 0, one for each of recipes")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, its rate rising over `warmup` steps and then falling to `floor * rate` along a cosine, or constant.
+    """AdamW, its rate rising over `warmup` steps and then falling to `floor * rate` along a cosine or a power of the
+    share of steps that are left, or constant.
 
-    kind: "muon" trains the matrices and kernels inside the networks by Muon, at the same rate, the rest by AdamW.
+    kind: "muon" trains the matrices and kernels inside the networks by Muon, at the same rate, the rest by AdamW;
+        "adamw8bit" is AdamW with its moments in 8 bits, by bitsandbytes, on CUDA.
     """
 
-    kind: Literal["adamw", "muon"] = "adamw"
+    kind: Literal["adamw", "muon", "adamw8bit"] = "adamw"
     rate: float = 3e-4
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     clip: float = 1.0  # norm of the whole gradient; 0: not clipped
     warmup: int = 500
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "polynomial", "constant"] = "cosine"
+    power: float = 1.0  # of the polynomial
     floor: float = 0.01
 
     def __post_init__(self) -> None:
-        _above_zero(self, "rate")
-        _at_least(0, self, "weight_decay", "clip", "warmup")
-        _share(self, "floor")
-        _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "two numbers from 0 to below 1")
+        above_zero(self, "rate", "power")
+        at_least(0, self, "weight_decay", "clip", "warmup")
+        share(self, "floor")
+        require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "two numbers from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -122,19 +106,24 @@ class LoopConfig:
     accumulation: int = 1
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: float = 0.0  # largest decay of the averaged weights, 0: none are kept
-    precision: Literal["no", "bf16"] = "bf16"
+    ema_lengths: tuple[float, ...] = ()  # of averages kept beside each checkpoint, best two: others can be had later
+    precision: Literal["no", "bf16", "fp16"] = "bf16"
+    checkpointing: bool = False  # activations are computed again for gradients instead of kept: less memory, more time
     checkpoint_every: int = 500
     keep: int = 2  # newest checkpoints that stay on disk
     sample_every: int = 500
     log_every: int = 20
     workers: int = 0  # processes that make examples ahead of time
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()  # that get the log's numbers too, through accelerate
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "steps", "batch", "accumulation", "checkpoint_every", "keep", "sample_every", "log_every")
-        _at_least(0, self, "workers")
+        at_least(1, self, "steps", "batch", "accumulation", "checkpoint_every", "keep", "sample_every", "log_every")
+        at_least(0, self, "workers")
         divides = self.batch % self.accumulation == 0
-        _require(divides, "accumulation", self.accumulation, f"a divisor of batch = {self.batch}")
-        _require(0 <= self.ema < 1, "ema", self.ema, "a decay from 0 to below 1")
+        require(divides, "accumulation", self.accumulation, f"a divisor of batch = {self.batch}")
+        require(0 <= self.ema < 1, "ema", self.ema, "a decay from 0 to below 1")
+        fits = all(0 < length <= 0.28 for length in self.ema_lengths)
+        require(fits, "ema_lengths", self.ema_lengths, "shares of the run, above 0 and up to 0.28")
 
 
 @dataclass(frozen=True)
@@ -165,17 +154,17 @@ class AutoencoderStage:
     loop: LoopConfig = LoopConfig()
 
     def __post_init__(self) -> None:
-        _at_least(0, self, "crop", "perceptual", "kl", "latent_noise", "adversarial")
-        _share(self, "adversarial_from", "whole_from")
+        at_least(0, self, "crop", "perceptual", "kl", "latent_noise", "adversarial")
+        share(self, "adversarial_from", "whole_from")
         channels = self.discriminator_channels
-        _require(channels > 0 and channels % 4 == 0, "discriminator_channels", channels, "a multiple of 4")
-        _above_zero(self, "discriminator_rate")
+        require(channels > 0 and channels % 4 == 0, "discriminator_channels", channels, "a multiple of 4")
+        above_zero(self, "discriminator_rate")
         groups = self.model.norm_groups
         _multiples(self.model.channels, "model.channels", groups, f"model.norm_groups = {groups}")
         for name in ("quant_conv", "post_quant_conv"):  # they take up the latents' scale
-            _require(getattr(self.model, name), f"model.{name}", False, "true")
+            require(getattr(self.model, name), f"model.{name}", False, "true")
         factor = 2 ** (len(self.model.channels) - 1)
-        _require(self.crop % factor == 0, "crop", self.crop, f"a multiple of {factor}, or 0")
+        require(self.crop % factor == 0, "crop", self.crop, f"a multiple of {factor}, or 0")
 
 
 @dataclass(frozen=True)
@@ -189,10 +178,10 @@ class TextStage:
     loop: LoopConfig = LoopConfig()
 
     def __post_init__(self) -> None:
-        _at_least(0, self, "negatives")
-        _at_least(1, self, "image_size")
+        at_least(0, self, "negatives")
+        at_least(1, self, "image_size")
         width, heads = self.model.width, self.model.heads
-        _require(heads > 0 and width % heads == 0, "model.width", width, f"a multiple of model.heads = {heads}")
+        require(heads > 0 and width % heads == 0, "model.width", width, f"a multiple of model.heads = {heads}")
         _widths(self, "image_channels")
 
 
@@ -217,9 +206,9 @@ class DenoiserStage:
     loop: LoopConfig = LoopConfig()
 
     def __post_init__(self) -> None:
-        _above_zero(self, "sigma_std")
-        _share(self, "empty")
-        _at_least(0, self, "text_rate", "pool")
+        above_zero(self, "sigma_std")
+        share(self, "empty")
+        at_least(0, self, "text_rate", "pool")
         groups = self.model.norm_groups
         _multiples(self.model.channels, "model.channels", groups, f"model.norm_groups = {groups}")
         _levels(self.model)
@@ -240,14 +229,14 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         plain = re.fullmatch(r"\w[\w.-]*", self.name) is not None
-        _require(plain, "name", self.name, "letters, digits and - _ . only: it becomes a folder")
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+        require(plain, "name", self.name, "letters, digits and - _ . only: it becomes a folder")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
         vae, unet, text = self.autoencoder.model, self.denoiser.model, self.text.model
         factor = 2 ** (len(vae.channels) - 1)
-        _require(self.size > 0 and self.size % factor == 0, "size", self.size, f"a multiple of {factor}, in pixels")
-        _require(self.autoencoder.crop <= self.size, "autoencoder.crop", self.autoencoder.crop, f"up to {self.size}")
+        require(self.size > 0 and self.size % factor == 0, "size", self.size, f"a multiple of {factor}, in pixels")
+        require(self.autoencoder.crop <= self.size, "autoencoder.crop", self.autoencoder.crop, f"up to {self.size}")
         latents = f"autoencoder.model.latent_channels = {vae.latent_channels}"
-        _require(unet.in_channels == vae.latent_channels, "denoiser.model.in_channels", unet.in_channels, latents)
-        _require(unet.out_channels == vae.latent_channels, "denoiser.model.out_channels", unet.out_channels, latents)
+        require(unet.in_channels == vae.latent_channels, "denoiser.model.in_channels", unet.in_channels, latents)
+        require(unet.out_channels == vae.latent_channels, "denoiser.model.out_channels", unet.out_channels, latents)
         width = f"text.model.width = {text.width}"
-        _require(unet.context_dim == text.width, "denoiser.model.context_dim", unet.context_dim, width)
+        require(unet.context_dim == text.width, "denoiser.model.context_dim", unet.context_dim, width)
