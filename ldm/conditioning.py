@@ -18,6 +18,7 @@ class Conditioning:
     vector: (b, v) pooled text of SDXL, or whatever second condition the U-Net was built with.
     sizes: (b, k) SDXL's size ids.
     guidance: (b,) guidance weight minus one, for models distilled on it.
+    hint: (b,) int64, which of a run's control images each is drawn by (`ldm.controlled`).
     """
 
     context: Tensor
@@ -25,6 +26,7 @@ class Conditioning:
     vector: Tensor | None = None
     sizes: Tensor | None = None
     guidance: Tensor | None = None
+    hint: Tensor | None = None
 
     def to(self, device: torch.device) -> "Conditioning":
         return self._each(lambda _, value: value.to(device))

@@ -3,7 +3,7 @@ so that in between only the outermost ones run."""
 
 import copy
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unet import UNet
 from unet.unet import UpBlock
 
+Acting: TypeAlias = tuple[int, ...]  # the ControlNets that are at work, by their numbers
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -23,15 +24,16 @@ class DeepCache:
     times: of the run's steps. An evaluation belongs to the step whose time is nearest, so that of samplers that
     evaluate several times in a step, all evaluations of a whole step are whole. Without times all are whole.
 
-    What is remembered counts for the same shape of latents, and only since the last step that had to be whole: after
-    a step back, or another network's turn (outside a guidance interval), the whole runs again. There is one DeepCache
-    for each condition.
+    What is remembered counts for the same shape of latents and the same ControlNets at work, and only since the last
+    step that had to be whole: after a step back, or another network's turn (outside a guidance interval), the whole
+    runs again. There is one DeepCache for each condition.
     """
 
     def __init__(self, unet: UNet, times: Sequence[float], every: int) -> None:
         self.times, self.every = tuple(times), every
         self._memory = Memory()
-        self._step, self._shape = 0, torch.Size()
+        self._step = 0
+        self._kind: tuple[torch.Size, Acting] = torch.Size(), ()
         *deep, outer = unet.up_blocks
         assert isinstance(outer, UpBlock)
         below = having(outer, resnets=outer.resnets[:-1], attentions=outer.attentions[:-1])
@@ -41,17 +43,25 @@ class DeepCache:
             unet, down_blocks=nn.ModuleList(), mid_block=Recall(self._memory), up_blocks=nn.ModuleList([last])
         )
 
-    def __call__(self, x: Tensor, t: float) -> UNet:
-        """For x (b, c, h, w) at time t; the network that it gives is to be run before the next is asked for."""
+    def __call__(self, x: Tensor, t: float, acting: Acting = ()) -> UNet:
+        """For x (b, c, h, w) at time t under these ControlNets; the network that it gives is to be run before the next
+        is asked for."""
         step = min(range(len(self.times)), key=lambda i: abs(self.times[i] - t), default=0)
-        due = step - step % self.every
-        if step not in (due, len(self.times) - 1) and self._knows(x.shape, due, step):
+        due, kind = step - step % self.every, (x.shape, acting)
+        if step not in (due, len(self.times) - 1) and self._knows(kind, due, step):
             return self.outermost
-        self._memory.feature, self._step, self._shape = None, step, x.shape
+        self._memory.feature, self._step, self._kind = None, step, kind
         return self.whole
 
-    def _knows(self, shape: torch.Size, due: int, step: int) -> bool:
-        return self._memory.feature is not None and self._shape == shape and due <= self._step <= step
+    def _knows(self, kind: tuple[torch.Size, Acting], due: int, step: int) -> bool:
+        return self._memory.feature is not None and self._kind == kind and due <= self._step <= step
+
+
+def own_residuals(network: UNet, residuals: Sequence[Tensor]) -> Sequence[Tensor]:
+    """What a whole or outermost network takes of a ControlNet's residuals: what lies deeper is in the memory."""
+    if len(network.down_blocks):
+        return residuals
+    return residuals[0], torch.zeros_like(residuals[-1][:1, :1, :1, :1])
 
 
 class Memory(nn.Module):

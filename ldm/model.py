@@ -1,6 +1,6 @@
 """The composed model: the networks of one checkpoint and the process they were trained for. It knows no task."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,10 +46,15 @@ class LatentDiffusion:
     def __post_init__(self) -> None:
         self.loras = Loras(self)
 
-    def network(self, x: Tensor, t: Tensor | float, cond: Conditioning) -> Tensor:
-        """The U-Net as the denoiser calls it: x (b, c, h, w), t (b,) or one for all -> (b, c, h, w)."""
-        vector = self.vector(cond)
-        out: Tensor = self.unet(x, t, cond.context, mask=cond.mask, vector=vector, guidance=cond.guidance)
+    def network(
+        self, x: Tensor, t: Tensor | float, cond: Conditioning, residuals: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """The U-Net as the denoiser calls it: x (b, c, h, w), t (b,) or one for all -> (b, c, h, w).
+
+        residuals: of ControlNets, as the U-Net takes them.
+        """
+        told = {"mask": cond.mask, "vector": self.vector(cond), "guidance": cond.guidance}
+        out: Tensor = self.unet(x, t, cond.context, residuals=residuals, **told)
         return out
 
     def vector(self, cond: Conditioning) -> Tensor | None:

@@ -6,11 +6,12 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from ldm.deep_cache import DeepCache
+from ldm.deep_cache import Acting, DeepCache
 from ldm.token_merging import MOST, merge_tokens
 from unet import UNet
 
-Choice: TypeAlias = Callable[[Tensor, float], UNet]  # the network that is to denoise x (b, c, h, w) at time t
+# The network that is to denoise x (b, c, h, w) at time t under ControlNets
+Choice: TypeAlias = Callable[[Tensor, float, Acting], UNet]
 
 
 @dataclass(frozen=True)
@@ -37,4 +38,4 @@ class Shortcuts:
         """Builds them into a twin (`ldm.plan`), for a run whose steps are at these times."""
         if self.merge_tokens:
             merge_tokens(twin, self.merge_tokens)
-        return DeepCache(twin, times, self.deep_cache) if self.deep_cache > 1 else lambda x, t: twin
+        return DeepCache(twin, times, self.deep_cache) if self.deep_cache > 1 else lambda x, t, acting: twin

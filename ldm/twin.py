@@ -1,4 +1,4 @@
-"""A second tree of modules over the weights of a U-Net, and what a plan puts in the place of its modules."""
+"""A second tree of modules over the weights of a network, and what a plan puts in the place of its modules."""
 
 import copy
 from typing import TypeVar
@@ -6,8 +6,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from unet import UNet
+from unet import ControlNet, UNet
 from unet.resnet import ResNet
+from unet.unet import Trunk
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -19,21 +20,31 @@ def twin(module: Network) -> Network:
     return other
 
 
-def is_plain(unet: UNet) -> bool:
-    """Whether a U-Net does what its classes say, so that a twin does the same: nobody compiled a part of it, gave it
-    another `forward`, put one part in two places, or has layers of another kind make something of the time."""
-    modules = list(unet.modules())
+def moved(module: Network, device: torch.device, dtype: torch.dtype) -> Network:
+    """A second tree of modules whose parameters are elsewhere or in another precision: the first keeps its own."""
+    other = twin(module)
+    for own, part in zip(module.modules(), other.modules(), strict=True):
+        there = {name: None if p is None else p.detach().to(device, dtype) for name, p in own._parameters.items()}
+        part._parameters = {name: None if p is None else nn.Parameter(p, False) for name, p in there.items()}
+    return other
+
+
+def is_plain(network: Trunk) -> bool:
+    """Whether a U-Net or ControlNet does what its classes say, so that a twin does the same: nobody compiled a part of
+    it, gave it another `forward`, put one part in two places, or has layers of another kind make something of the
+    time."""
+    modules = list(network.modules())
     timed = [module for module in modules if isinstance(module, ResNet)]
     layers: list[nn.Module] = [resnet.time_emb_proj for resnet in timed]
-    for embedding in (unet.time_embedding, unet.class_embedding, unet.add_embedding):
+    for embedding in (network.time_embedding, network.class_embedding, network.add_embedding):
         layers += embedding.children() if embedding is not None else ()
     return (
-        type(unet) is UNet
+        type(network) in (UNet, ControlNet)
         and all(type(resnet) is ResNet for resnet in timed)
         and all(type(layer) in (nn.Linear, nn.Embedding) for layer in layers)
-        and len(modules) == sum(1 for _ in unet.named_modules(remove_duplicate=False))
+        and len(modules) == sum(1 for _ in network.named_modules(remove_duplicate=False))
         and not any(map(_is_changed, modules))
-        and not any(parameter.is_inference() for parameter in unet.parameters())
+        and not any(parameter.is_inference() for parameter in network.parameters())
     )
 
 

@@ -150,6 +150,34 @@ def check_choices(request: "TextToImageRequest") -> None:
         raise TypeError(f"callback_on_step_end_tensor_inputs is a list of names, not {names!r}")
 
 
+def check_control(request: "TextToImageRequest") -> None:
+    """What ControlNets are told are numbers, or lists of them, and they end later than they start."""
+    given = request.controlnet is not None and request.controlnet not in ([], ())
+    if given and request.control_image is None:
+        raise ValueError("controlnet needs control_image=, what it is to follow")
+    _set(request, "controlnet_conditioning_scale", lambda value: _each(value, _number), "a number, or a list of them")
+    for name in ("control_guidance_start", "control_guidance_end"):
+        _set(
+            request, name, lambda value: _each(value, lambda one: _number(one, 0, 1)), "a share from 0 to 1, or a list"
+        )
+    starts, ends = request.control_guidance_start, request.control_guidance_end
+    starts = starts if isinstance(starts, list) else [starts] * (len(ends) if isinstance(ends, list) else 1)
+    ends = ends if isinstance(ends, list) else [ends] * len(starts)
+    if len(starts) != len(ends):
+        raise ValueError(
+            f"{len(starts)} of control_guidance_start and {len(ends)} of control_guidance_end: give equally many"
+        )
+    for start, end in zip(starts, ends, strict=True):
+        if start >= end:
+            raise ValueError(f"control_guidance_start = {start} is not below control_guidance_end = {end}")
+    if not isinstance(request.guess_mode, bool):
+        raise TypeError(f"guess_mode is True or False, not {request.guess_mode!r}")
+
+
+def _each(value: Any, read: Callable[[Any], float]) -> float | list[float]:
+    return [read(one) for one in value] if isinstance(value, (list, tuple)) else read(value)
+
+
 SEEDS = "a whole number from 0 to 4294967295, or a list of them"
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from configs import interchange
-from configs.interchange_extras import tiny_from_json, tiny_to_json
+from configs.interchange_extras import controlnet_from_json, controlnet_to_json, tiny_from_json, tiny_to_json
 from ldm.checkpoint.compose import composed
 from ldm.checkpoint.family import family_of
 from ldm.checkpoint.folder import CLASSES
@@ -31,7 +31,7 @@ from ldm.model import LatentDiffusion
 from ldm.vocabulary import read_vocabulary
 from text_encoder import CLIPTextModel, Tokenizer
 from text_encoder.clip import canonical_keys
-from unet import UNet
+from unet import ControlNet, UNet
 from vae import AutoencoderKL, AutoencoderTiny
 
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
@@ -61,6 +61,9 @@ KINDS = {
 }
 
 
+CONTROLNET = Kind(ControlNet, controlnet_from_json, controlnet_to_json)
+
+
 def from_diffusers(pipe: Any) -> LatentDiffusion:
     """The model of a DiffusionPipeline, on its parameters. What no model has stays behind: a safety checker, the
     schedule of an upscaler's small pictures.
@@ -87,6 +90,12 @@ def from_diffusers(pipe: Any) -> LatentDiffusion:
         source=source,
         vocabulary=read_vocabulary(Path(source)) if source and Path(source).is_dir() else None,
     )
+
+
+def controlnet_from_diffusers(theirs: Any) -> ControlNet:
+    """A ControlNet on the parameters of a ControlNetModel. Raises ValueError for one with layers that ours has not."""
+    network: ControlNet = _made("the ControlNet", CONTROLNET, dict(theirs.config), theirs)
+    return network
 
 
 def to_diffusers(model: LatentDiffusion) -> Any:
@@ -148,10 +157,14 @@ def _class(library: str, name: str) -> Any:
 
 def _ours(part: str, theirs: Any) -> Any:
     name = _kind(part, theirs)
-    kind, config = KINDS[name], theirs.config
+    config = theirs.config
     json = {**config.to_dict(), "architectures": [name]} if hasattr(config, "to_dict") else dict(config)
-    network = on_meta(f"the pipeline's {part}", kind.network, kind.from_json(json))
-    _share(f"the pipeline's {part}", network, theirs, kind.canonical)
+    return _made(f"the pipeline's {part}", KINDS[name], json, theirs)
+
+
+def _made(what: str, kind: Kind, json: dict[str, Any], theirs: Any) -> Any:
+    network = on_meta(what, kind.network, kind.from_json(json))
+    _share(what, network, theirs, kind.canonical)
     return network
 
 

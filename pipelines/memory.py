@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.batching import Batching
+from ldm.mapped import let_go
 from ldm.model import LatentDiffusion
+from pipelines.control import Named
 from pipelines.device import as_device
 
 
@@ -18,11 +20,17 @@ class WithMemory:
 
     model: LatentDiffusion
     device: torch.device
+    _controlnets: tuple[Named, ...]
 
     def __init__(self) -> None:
         self._offload = False
         self._at_work = Counter[str]()  # calls that use a part
         self._batchings: dict[Any, Batching] = {}
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The model's networks, and the pipeline's ControlNets."""
+        controlnets = nn.ModuleList([net.network for net in self._controlnets])
+        return {**self.model.networks(), "controlnet": controlnets}
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
         """Keeps on the accelerator only the part that is at work: less memory, a little slower.
@@ -35,20 +43,37 @@ class WithMemory:
         if place.type == "cpu":
             raise RuntimeError("enable_model_cpu_offload needs an accelerator, and there is none here")
         self._offload, self.device = True, place
-        for network in self.model.networks().values():
+        for network in self.parts().values():
             network.to("cpu")
 
     @contextmanager
-    def using(self, name: str) -> Iterator[None]:
-        """While this part of the model is at work: it is on the device, under offload only for so long."""
-        network = self.model.networks()[name].to(self.device)
-        self._at_work[name] += 1
+    def using(self, *names: str) -> Iterator[None]:
+        """While these parts are at work: they are on the device, under offload only for so long; what is mapped from a
+        file is in this process's memory only for so long, too."""
+        networks = {name: network.to(self.device) for name, network in self.parts().items() if name in names}
+        self._at_work.update(names)
         try:
             yield
         finally:
-            self._at_work[name] -= 1
-            if self._offload and not self._at_work[name]:
-                network.to("cpu")
+            self._at_work.subtract(names)
+            for name, network in networks.items():
+                if self._at_work[name]:
+                    continue
+                if self._offload:
+                    network.to("cpu")
+                let_go(network.parameters())
+
+    def quantize(self, kind: str) -> None:
+        """Holds the weights of the U-Net's attention and feed-forward layers in 8 bits: less memory, another picture.
+
+        kind: "int8", or, on a GPU that multiplies it, "fp8" (`ldm.quantize`). Both need torchao. There is no way back:
+            such a model takes no LoRA that was not fused before, keeps its dtype and cannot be saved.
+
+        Raises ValueError where the model, the device or what is installed does not allow it.
+        """
+        from ldm.quantize import quantize
+
+        quantize(self.model, kind, self.device)
 
     def enable_vae_tiling(self) -> None:
         """Decodes large pictures in overlapping tiles: less memory."""

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ldm.model import LatentDiffusion
 from ldm.plan import Speed
+from ldm.quantize import require_possible, require_unquantized
 from pipelines.callback import call_back, check_names
+from pipelines.control import WithControlNets, read_controlnets
 from pipelines.device import as_device, as_dtype, chosen_dtype
 from pipelines.embeddings import WithEmbeddings
 from pipelines.lora import WithLoras
@@ -27,19 +29,28 @@ from vae import Autoencoder
 from vae.pixels import to_numpy, to_pil, to_unit
 
 HUB_OPTIONS = ("revision", "subfolder", "local_files_only", "cache_dir", "token")
+OF_THE_MODEL = ("revision", "subfolder")
 NEEDLESS_OPTIONS: tuple[str, ...] = ("use_safetensors", "low_cpu_mem_usage", "requires_safety_checker")
 NEEDLESS_OPTIONS += ("config", "original_config", "disable_mmap")  # of single files
 
 
-class Pipeline(WithEmbeddings, WithLoras, WithMemory, WithSaving, ABC):
+class Pipeline(WithEmbeddings, WithLoras, WithControlNets, WithMemory, WithSaving, ABC):
     """A task on a model: owns device, precision and memory. Build one with `from_pretrained`.
 
     The model moves to the device with the first call, under offload part by part.
     """
 
-    def __init__(self, model: LatentDiffusion, *, device: Any = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        controlnet: Any = None,
+    ) -> None:
         super().__init__()
         self.model = model
+        self.controlnet = controlnet
         self.device = as_device(device)
         self.sampler: Any = None  # what calls use that name none; None is the checkpoint's own
         self.num_timesteps = 0  # of the last call
@@ -60,6 +71,8 @@ class Pipeline(WithEmbeddings, WithLoras, WithMemory, WithSaving, ABC):
         torch_dtype: torch.dtype | str | None = None,
         device: Any = None,
         variant: str | None = None,
+        controlnet: Any = None,
+        quantize: str | None = None,
         **options: Any,
     ) -> Self:
         """Loads a folder in diffusers format, a single file (.safetensors, .ckpt, ...) or a hub id, downloaded first.
@@ -69,6 +82,8 @@ class Pipeline(WithEmbeddings, WithLoras, WithMemory, WithSaving, ABC):
         dtype: precision of the weights (`torch_dtype` is accepted too); by default bfloat16 or float16 on CUDA, float32
             on the CPU; "auto": bfloat16 also on a CPU that has it natively, in half the time.
         device: CUDA where there is one, else the CPU. variant: such as "fp16".
+        controlnet: for calls that name none: the path or hub id of a ControlNet, one that is loaded, or a list.
+        quantize: "int8" or "fp8", as the method `quantize` takes it.
         options: `prediction_type`, "epsilon" or "v_prediction", where a file does not say which;
             `allow_unknown_globals` for a .ckpt that names code, which is not run either way; `revision`, `subfolder`,
             `local_files_only`, `cache_dir` and `token`, as for the hub; and parts to use instead of the model's own, or
@@ -84,13 +99,19 @@ class Pipeline(WithEmbeddings, WithLoras, WithMemory, WithSaving, ABC):
         path_or_hub_id = embedded() if path_or_hub_id is None else path_or_hub_id
         device, dtype = as_device(device), dtype if dtype is not None else torch_dtype
         precision = chosen_dtype(dtype, device)
+        if quantize is not None:
+            require_possible(quantize, device, precision)  # a typing error should not cost the time of loading
         where = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
         parts = {name: part for name, part in options.items() if name not in NEEDLESS_OPTIONS}
         reading = {name: parts.pop(name) for name in ("prediction_type", "allow_unknown_globals") if name in parts}
         path = resolve(path_or_hub_id, variant=variant, **where)
         model = load_model(path, dtype=precision, variant=variant, components=parts, **reading)
         model.source = str(path_or_hub_id)
-        return cls(model, device=device, dtype=precision)
+        hub = {name: value for name, value in where.items() if name not in OF_THE_MODEL}
+        pipe = cls(model, device=device, dtype=precision, controlnet=read_controlnets(controlnet, precision, **hub))
+        if quantize is not None:
+            pipe.quantize(quantize)
+        return pipe
 
     from_single_file = from_pretrained  # diffusers' name, for files
 
@@ -145,14 +166,17 @@ class Pipeline(WithEmbeddings, WithLoras, WithMemory, WithSaving, ABC):
         place = self.device if device is None else as_device(device)
         if dtype is not None:
             self._cast(as_dtype(dtype))
-        for network in self.model.networks().values() if not self._offload else ():
+        for network in self.parts().values() if not self._offload else ():
             network.to(place)
         self.device = place
         return self
 
     def _cast(self, dtype: torch.dtype) -> None:
+        if dtype != self.dtype:
+            require_unquantized(self.unet, f"converted to {dtype}")
         self.model.text_encoder.to(dtype)
         self.model.unet.to(dtype)
+        self.parts()["controlnet"].to(dtype)
         if next(self.vae.parameters()).dtype != dtype:  # it sees to a dtype that would overflow by itself
             self.vae.to(self.vae.compute_dtype(dtype))
         self.model.loras.remerge()
@@ -221,7 +245,7 @@ class Pipeline(WithEmbeddings, WithLoras, WithMemory, WithSaving, ABC):
             return problem.denoise(x, sigma)
 
         x, sigma = problem.x, problem.grid.sigmas[0]
-        with self.using("unet"):
+        with self.using("unet", "controlnet"):
             steps = problem.sampling.run(denoise, problem.x, problem.grid, problem.noise)
             for step in islice(steps, problem.steps):
                 x, sigma = step.x, step.sigma

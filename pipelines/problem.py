@@ -13,6 +13,7 @@ from ldm.diffusion.grid import Grid
 from ldm.diffusion.guidance import Denoise, cfg
 from ldm.diffusion.noise import SeededNoise
 from ldm.diffusion.registry import Sampling
+from pipelines.control import Steering
 
 # The conditions as callbacks of diffusers know them; the negative half comes first
 CONDITIONS = {"prompt_embeds": "context", "add_text_embeds": "vector", "add_time_ids": "sizes"}
@@ -36,6 +37,7 @@ class Problem:
     scale: float
     rescale: float = 0.0
     interval: tuple[float, float] | None = None
+    steering: Steering = field(default_factory=Steering)  # for the record
     release: Callable[[], None] = lambda: None  # lets go of what was kept from step to step
     _guided: Denoise = field(init=False)
     _guided_by: tuple[object, ...] = field(default=(), init=False)

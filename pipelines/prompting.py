@@ -28,7 +28,9 @@ def encode(
     if distilled:
         cond = replace(cond, guidance=torch.full((len(cond.context),), guidance - 1, device=cond.context.device))
     uncond = None if negative is None else _conditioning(model, negative, negative_ids)
-    n = request.num_images_per_prompt
+    n, hint = request.num_images_per_prompt, torch.arange(len(cond.context))  # each prompt may have its control image
+    cond = replace(cond, hint=hint)
+    uncond = None if uncond is None else replace(uncond, hint=hint)
     return cond.repeat(n), None if uncond is None else uncond.repeat(n)
 
 

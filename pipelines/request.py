@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.checks import check_choices, check_noise, check_numbers, check_prompts
+from pipelines.checks import check_choices, check_control, check_noise, check_numbers, check_prompts
 from text_encoder.prompt import Syntax, parse
 
 Size = tuple[int, int]
@@ -46,6 +46,14 @@ class TextToImageRequest:
     deep_cache: every how many steps the whole U-Net runs; in between only its outermost layers (DeepCache, arXiv
         2312.00858). Lossy; 1 is always.
     merge_tokens: share of tokens merged in the U-Net's finest self-attention, 0 to 0.75 (arXiv 2303.17604). Lossy.
+    controlnet: instead of the pipeline's own: the path or hub id of a ControlNet, one that is loaded (diffusers' too)
+        or a list. A path is read for this call alone. [] draws without.
+    control_image: what the ControlNet is told, one for all prompts or one for each: PIL images of any size, or, with
+        values from 0 to 1, tensors (3, h, w), arrays (h, w, 3) or batches of these; for several ControlNets a list with
+        that for each of them. Where height and width are not given, the picture has the size of the first.
+    controlnet_conditioning_scale: of what a ControlNet adds; this and the next two for all of them, or a list.
+    control_guidance_start, control_guidance_end: shares of the steps between which it acts.
+    guess_mode: for pictures without a prompt: the ControlNet acts on the conditional half of guidance alone.
     """
 
     prompt: str | list[str] | None = None
@@ -89,11 +97,18 @@ class TextToImageRequest:
     prompt_syntax: Syntax = "plain"
     deep_cache: int = 1
     merge_tokens: float = 0.0
+    controlnet: Any = None
+    control_image: Any = None
+    controlnet_conditioning_scale: float | list[float] = 1.0
+    control_guidance_start: float | list[float] = 0.0
+    control_guidance_end: float | list[float] = 1.0
+    guess_mode: bool = False
 
     def __post_init__(self) -> None:
         check_prompts(self)
         check_numbers(self)
         check_choices(self)
+        check_control(self)
         check_noise(self)
 
     @property

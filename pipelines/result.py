@@ -26,7 +26,7 @@ MAX_BYTES, MAX_PIXELS = 2**29, 2**26  # of a PNG file whose record is read; PIL 
 class Result:
     """The pictures of a call, as PIL images, an array or a tensor (`output_type`), and one record for each.
 
-    A record is plain JSON: prompt, seed, sampler, steps, guidance, size, model, its hash, LoRAs, embeddings, versions.
+    A record is plain JSON: prompt, seed, sampler, steps, guidance, size, model, its hash, LoRAs, ControlNets, versions.
     """
 
     images: Any
@@ -95,10 +95,11 @@ def make_records(
     """How each picture of a request will be made, in the order of the pictures.
 
     With the arguments that differ from their defaults it is enough to draw a picture again, unless tensors (latents,
-    embeddings), a generator or a callback were given.
+    embeddings), control images, a generator or a callback were given.
     """
     from ldm.checkpoint import weights_hash
     from ldm.checkpoint.embedding import embedding_record
+    from ldm.quantize import quantized
 
     common: Record = {
         "sampler": _sampler(request.sampler, str(problem.sampling)),
@@ -109,7 +110,9 @@ def make_records(
         **_further(request),
         "model": Path(model.source).resolve().name if Path(model.source).exists() else model.source,
         "model_hash": weights_hash(model)[:10],
+        **({"quantize": kind} if (kind := quantized(model.unet)) else {}),
         **({"loras": model.loras.record()} if len(model.loras) else {}),
+        **({"controlnets": nets} if (nets := problem.steering.record()) else {}),
         **({"embeddings": words} if (words := embedding_record(model.text_encoder)) else {}),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": device.type,
@@ -137,6 +140,7 @@ TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 NOT_IN_RECORDS = {  # recorded under another name, or no property of the picture
     *(*TEXTS, "seed", "height", "width", "num_inference_steps", "guidance_scale", "gamma", "num_images_per_prompt"),
     *("sampler", "output_type", "return_dict", "callback_on_step_end_tensor_inputs"),
+    *("controlnet", "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"),
 }
 
 

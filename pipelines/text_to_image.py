@@ -8,6 +8,7 @@ from torch import Tensor
 
 from configs.architecture import DiffusionConfig
 from ldm.batching import Batched
+from ldm.controlled import Controlled
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.foreign import ForeignSampling, is_scheduler
 from ldm.diffusion.grid import Grid
@@ -20,10 +21,11 @@ from ldm.diffusion.schedulers import diffusion_from_scheduler_config
 from ldm.model import LatentDiffusion
 from ldm.plan import Plan
 from ldm.shortcuts import Shortcuts
+from pipelines.control import evaluations
 from pipelines.pipeline import Pipeline
 from pipelines.problem import Problem
 from pipelines.prompting import encode
-from pipelines.request import TextToImageRequest
+from pipelines.request import Size, TextToImageRequest
 from pipelines.stream import Stream, takes
 
 WITH_ETA = ("ddim", "tcd")
@@ -60,7 +62,8 @@ class TextToImagePipeline(Pipeline):
     def prepare(self, request: TextToImageRequest) -> Problem:
         """Encodes the text, lays out the noise levels and draws the noise."""
         model, device = self.model, self.device
-        h, w = latent_size(model, request)
+        steering = self.steering(request)
+        h, w = latent_size(model, request, steering.size(model.autoencoder.factor))
         scale = weight(request.guidance_scale, request.gamma, default=DEFAULT_GUIDANCE.get(model.family, 7.5))
         # text
         with self.using("text_encoder"):
@@ -76,25 +79,30 @@ class TextToImagePipeline(Pipeline):
         x = grid.init_scale * given_or_drawn(request, noise).to(device, torch.float32)
         shortcuts = Shortcuts(request.deep_cache, request.merge_tokens)
         plan = Plan(model, grid.times[:steps], self.speed, shortcuts)
-        network = Batched(plan, self.batching(x, "unet", uncond is not None))
+        # control
+        with self.using("controlnet"):
+            controls = steering.controls(h, w)
+        network = Controlled(plan, controls, evaluations(sampling, grid) if steering.is_partial else ())
+        part_by_part = Batched(network, self.batching(x, "unet", uncond is not None, len(controls)))
         return Problem(
             x=x,
             grid=grid,
             steps=steps,
             sampling=sampling,
             noise=noise,
-            denoiser=Denoiser(network, prediction_of(process), grid.time, dtype=model.dtype),
+            denoiser=Denoiser(part_by_part, prediction_of(process), grid.time, dtype=model.dtype),
             cond=cond.to(device),
             uncond=None if uncond is None else uncond.to(device),
             scale=scale,
             rescale=request.guidance_rescale,
             interval=request.guidance_interval,
-            release=plan.forget,
+            steering=steering,
+            release=network.forget,
         )
 
 
-def latent_size(model: LatentDiffusion, request: TextToImageRequest) -> tuple[int, int]:
-    """(h, w) in latent cells, from the request's pixels or the model's default."""
+def latent_size(model: LatentDiffusion, request: TextToImageRequest, default: Size | None = None) -> tuple[int, int]:
+    """(h, w) in latent cells, from the request's pixels, a default (height, width), or the model's own."""
     config, factor = model.unet.config, model.autoencoder.factor
     if config.in_channels != model.latent_channels:
         raise ValueError(
@@ -102,7 +110,8 @@ def latent_size(model: LatentDiffusion, request: TextToImageRequest) -> tuple[in
             "edits or enlarges pictures and cannot draw from text alone; use a text-to-image model"
         )
     own = config.sample_size if isinstance(config.sample_size, tuple) else (config.sample_size,) * 2
-    height, width = int(request.height or own[0] * factor), int(request.width or own[1] * factor)
+    default = default or (own[0] * factor, own[1] * factor)
+    height, width = int(request.height or default[0]), int(request.width or default[1])
     if height % factor or width % factor:
         fit = (max(factor, round(side / factor) * factor) for side in (width, height))
         raise ValueError(

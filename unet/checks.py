@@ -76,6 +76,30 @@ def check_hint(config: ControlNetConfig, hint: Tensor) -> None:
         raise ValueError(f"the control image is {w} x {h} pixels, but must be multiples of {factor}: resize it")
 
 
+def check_controlnet(config: ControlNetConfig, unet: UNetConfig) -> None:
+    """Raises ValueError if a ControlNet was not made for such a U-Net, saying for what it was."""
+    own, advice = config.unet, "take a ControlNet of the model's family"
+    if own.context_dim != unet.context_dim:
+        made, given = (_made_for(each.context_dim) for each in (own, unet))
+        raise ValueError(f"this ControlNet is made for {made}, and the model is {given}: {advice}")
+    if own.vector != "none" and (own.vector, own.vector_dim) != (unet.vector, unet.vector_dim):
+        needs = f"{own.vector_dim} numbers ({VECTORS[own.vector]})"
+        raise ValueError(f"this ControlNet needs {needs}, which the model's U-Net does not take: {advice}")
+    for what, value, wanted in (
+        ("channels of the latents", (own.in_channels,), (unet.in_channels,)),
+        ("channels by level", own.channels, unet.channels),
+        ("layers by level", tuple(map(len, own.down_depths)), tuple(map(len, unet.down_depths))),
+    ):
+        if value != wanted:
+            raise ValueError(
+                f"this ControlNet has {what} {_written(value)}, and the model {_written(wanted)}: {advice}"
+            )
+
+
+def _made_for(width: int) -> str:
+    return FAMILIES.get(width, f"one whose text is {width} wide")
+
+
 def _expect_if(wanted: bool, name: str, value: Tensor | None, shape: Shape, meaning: str) -> None:
     if wanted and value is None:
         raise ValueError(f"this U-Net needs {name}=: {meaning}, of shape {_written(shape)}")

@@ -5,6 +5,7 @@ Modules are named as in diffusers' state dict of a ControlNetModel.
 
 # mypy: no-warn-return-any
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -100,21 +101,26 @@ class ControlNet(Trunk):
         """
         check_inputs(self.config.unet, x, t, context, mask)
         check_conditions(self.config.unet, len(context), vector, None)
-        # conditions
         dtype = self.conv_in.weight.dtype
-        context, bias = context.to(dtype), text_bias(mask, dtype)
-        time = self.embed_time(t, vector, None)
+        time, bias = self.embed_time(t, vector, None), text_bias(mask, dtype)
+        return self.weighed(self.control(x.to(dtype), time, context.to(dtype), bias, hint), scale, guess)
+
+    def control(self, x: Tensor, time: Tensor, context: Tensor, bias: Tensor | None, hint: Tensor) -> list[Tensor]:
+        """What `forward` does with conditions in the form that blocks take them, as `UNet.denoise`, at scale 1."""
         # down and middle
-        states = [added(self.conv_in(x.to(dtype)), hint)]
+        states = [added(self.conv_in(x), hint)]
         for block in self.down_blocks:
             states += block(states[-1], time, context, bias)
         middle = self.mid_block(states[-1], time, context, bias)
         # residuals
         residuals = [project(state) for project, state in zip(self.controlnet_down_blocks, states, strict=True)]
         residuals.append(self.controlnet_mid_block(middle))
-        if self.config.pooled:
-            return [scale * residual.mean((2, 3), keepdim=True) for residual in residuals]
-        weights = torch.logspace(-1, 0, len(residuals)).tolist() if guess else [1.0] * len(residuals)
+        return [residual.mean((2, 3), keepdim=True) for residual in residuals] if self.config.pooled else residuals
+
+    def weighed(self, residuals: Sequence[Tensor], scale: float, guess: bool) -> list[Tensor]:
+        """Residuals of scale 1 at another, as `forward` gives them."""
+        fading = torch.logspace(-1, 0, len(residuals)).tolist() if guess and not self.config.pooled else ()
+        weights = fading or [1.0] * len(residuals)
         return [scale * weight * residual for weight, residual in zip(weights, residuals, strict=True)]
 
 

@@ -10,9 +10,10 @@ import hashlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}
 OPTIONS = ("-O3", "-march=native", "-shared", "-fPIC", "-x", "c", "-", "-lm")
 WIDEST = 256  # CHANNELS of the kernel
 LEAST_WORK = 2**18  # multiply-adds; with fewer, calling the kernel takes longer than torch
+PATIENCE = 60.0  # seconds that a compiler may take
 PROCESS = os.getpid()
 
 _Kernel = Callable[[ctypes.Array[ctypes.c_int64], int], bool]  # (the problem, threads) -> whether memory sufficed
@@ -43,6 +45,22 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, nativ
         if y is not None:
             return y
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def availability() -> str:
+    """Whether there is a kernel here, in a few words for a person. Nothing is compiled or written to find out."""
+    if _switched_off():
+        return "off, by LDM_NATIVE in the environment"
+    if not _flags() >= NEEDED:
+        return "no, it needs Linux and a processor with AVX-512 BF16"
+    try:
+        compiler, library = _compiler(), _place()
+        if not _whole(library):
+            _require_room(library.parent)
+            return f"not compiled yet; its first use does that, with {shlex.join(compiler)}"
+    except (OSError, RuntimeError, ValueError) as error:
+        return f"no, {error}"
+    return f"compiled, {library}" if _kernel() is not None else f"no, {library} cannot be used"
 
 
 def _suitable(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -97,12 +115,16 @@ def _run(kernel: _Kernel, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
 @functools.cache
 def _kernel() -> _Kernel | None:
     """None where there is no kernel to be had, which is found out once in a process."""
-    if os.environ.get("LDM_NATIVE", "").lower() in ("0", "false", "no", "off") or not _flags() >= NEEDED:
+    if _switched_off() or not _flags() >= NEEDED:
         return None
     try:
         return _load(_library())
     except (OSError, AttributeError, RuntimeError, ValueError, subprocess.SubprocessError):
         return None
+
+
+def _switched_off() -> bool:
+    return os.environ.get("LDM_NATIVE", "").lower() in ("0", "false", "no", "off")
 
 
 def _load(library: Path) -> _Kernel:
@@ -116,16 +138,54 @@ def _load(library: Path) -> _Kernel:
 
 def _library() -> Path:
     """The compiled kernel in the user's cache, made if it is not there or not whole."""
-    folder, command, source = _folder(), (*_compiler(), *OPTIONS), SOURCE.read_bytes()
-    key = hashlib.sha256(source + repr((command, sorted(_flags()))).encode()).hexdigest()
-    library = folder / f"attention-{key[:32]}.so"
+    library = _place()
+    library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _require_private(library.parent)
     if not _whole(library):
-        with tempfile.TemporaryDirectory(dir=folder) as room:
+        with tempfile.TemporaryDirectory(dir=library.parent) as room:
             made = Path(room) / "attention.so"
-            subprocess.run((*command, "-o", str(made)), input=source, capture_output=True, timeout=60, check=True)
+            _compile((*_compiler(), *OPTIONS, "-o", str(made)), SOURCE.read_bytes())
             made.write_bytes(_sealed(made.read_bytes()))
             made.replace(library)
     return library
+
+
+def _place() -> Path:
+    """Where the kernel is, or will be: its name tells source, command and processor."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    folder = (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "ldm-pipelines"
+    made_with = repr(((*_compiler(), *OPTIONS), sorted(_flags()))).encode()
+    return folder / f"attention-{hashlib.sha256(SOURCE.read_bytes() + made_with).hexdigest()[:32]}.so"
+
+
+def _require_private(folder: Path) -> None:
+    state = folder.stat()
+    if state.st_uid != os.getuid() or state.st_mode & 0o022:
+        raise PermissionError(f"others can write to {folder}")
+
+
+def _require_room(folder: Path) -> None:
+    """Raises OSError where `_library` would, in making the folder or in writing to it."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if there == folder:
+        _require_private(folder)
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise PermissionError(f"nothing can be written to {folder}")
+
+
+def _compile(command: Sequence[str], source: bytes) -> None:
+    """Has a compiler read the source. One that hangs, or is not waited for, ends with everything it has started."""
+    nowhere = subprocess.DEVNULL
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True
+    ) as compiler:
+        try:
+            compiler.communicate(source, PATIENCE)
+        finally:
+            if compiler.returncode is None:
+                os.killpg(compiler.pid, signal.SIGKILL)
+    if compiler.returncode:
+        raise subprocess.CalledProcessError(compiler.returncode, command)
 
 
 def _sealed(code: bytes) -> bytes:
@@ -138,16 +198,6 @@ def _whole(library: Path) -> bool:
         return False
     content = library.read_bytes()
     return content == _sealed(content[:-32])
-
-
-def _folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    folder = (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "ldm-pipelines"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    state = folder.stat()
-    if state.st_uid != os.getuid() or state.st_mode & 0o022:
-        raise PermissionError(f"others can write to {folder}")
-    return folder
 
 
 def _compiler() -> tuple[str, ...]:

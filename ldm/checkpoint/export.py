@@ -17,6 +17,7 @@ from ldm.checkpoint.save import text_encoders
 from ldm.checkpoint.writing import HASH_KEY, placed, require_safetensors, write_tensors
 from ldm.diffusion.schedulers import diffusion_from_scheduler_config
 from ldm.model import LatentDiffusion
+from ldm.quantize import require_unquantized
 from text_encoder import CLIPTextEncoder
 from text_encoder.tokenizer import clip_vocabulary
 from vae import AutoencoderKL
@@ -70,6 +71,7 @@ def write_single_file(
 ) -> Path:
     """As `save_single_file`, with other tensors beside the model's, and notes whose title and author are kept."""
     model.loras.require_settled()
+    require_unquantized(model.unet, "saved")
     encoders = text_encoders(model)
     _require_clip(encoders)
     if not isinstance(model.autoencoder, AutoencoderKL):

@@ -13,6 +13,7 @@ from configs.architecture import AdapterConfig
 from configs.interchange_extras import adapter_from_json, controlnet_from_json, tiny_from_json
 from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.files import listed
+from ldm.checkpoint.hash import remember_files
 from ldm.checkpoint.infer_extras import adapter_config, image_prompt_config, tiny_config
 from ldm.checkpoint.kinds import NO_CONTROLNET
 from ldm.checkpoint.meta import on_meta
@@ -56,7 +57,9 @@ def load_controlnet(path: str | Path, *, dtype: torch.dtype | None = None, as_st
     config = found.config(controlnet_from_json, lambda: controlnet_config(original_spelling(shapes) if own else shapes))
     config = config if found.json is not None else pooled_by_name(config, found.path)
     canonical = without(prefix, dict) if own else renaming(controlnet_names(config), prefix)
-    return found.filled(ControlNet, config, canonical, dtype, as_stored=as_stored)
+    network = found.filled(ControlNet, config, canonical, dtype, as_stored=as_stored)
+    remember_files(network, sorted({entry.file for entry in found.entries.values()}))
+    return network
 
 
 # T2I-Adapter

@@ -12,11 +12,12 @@ from torch import nn
 from ldm.checkpoint.files import find_weights, sha256_of
 from ldm.checkpoint.hub import require_folder
 from ldm.model import LatentDiffusion
+from ldm.quantize import parts_of
 
 
 @dataclass
 class _Known:
-    """What is known of a U-Net as long as nobody changes it: the files it came from, or the hash once computed."""
+    """What is known of a network as long as nobody changes it: the files it came from, or the hash once computed."""
 
     state: int
     files: tuple[Path, ...] = ()
@@ -27,9 +28,14 @@ class _Known:
 _known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
 
-def remember_files(unet: nn.Module, files: Sequence[Path]) -> None:
-    """Notes where a U-Net's weights came from, so that its hash can be computed when somebody asks."""
-    _known[unet] = _Known(_state(unet), tuple(files), _stamps(files))
+def remember_files(network: nn.Module, files: Sequence[Path]) -> None:
+    """Notes where a network's weights came from, so that its hash can be computed when somebody asks."""
+    _known[network] = _Known(_state(network), tuple(files), _stamps(files))
+
+
+def remember_hash(network: nn.Module, digest: str) -> None:
+    """Notes that a network goes by the hash of the weights that its own were made of."""
+    _known[getattr(network, "_orig_mod", network)] = _Known(_state(network), digest=digest)
 
 
 def weights_hash(model_or_folder: LatentDiffusion | str | Path, variant: str | None = None) -> str:
@@ -43,13 +49,18 @@ def weights_hash(model_or_folder: LatentDiffusion | str | Path, variant: str | N
         if Path(model_or_folder).is_file():
             return sha256_of([Path(model_or_folder)])
         return sha256_of(find_weights(require_folder(model_or_folder) / "unet", "unet", variant))
-    unet: nn.Module = getattr(model_or_folder.unet, "_orig_mod", model_or_folder.unet)  # inside torch.compile
-    known = _known.get(unet)
-    if known is None or known.state != _state(unet):
-        known = _known[unet] = _Known(_state(unet))
+    return network_hash(model_or_folder.unet)
+
+
+def network_hash(network: nn.Module) -> str:
+    """The same of one network, such as a U-Net or a ControlNet."""
+    network = getattr(network, "_orig_mod", network)  # inside torch.compile
+    known = _known.get(network)
+    if known is None or known.state != _state(network):
+        known = _known[network] = _Known(_state(network))
     if not known.digest:
         same = known.files and _stamps(known.files) == known.stamps
-        known.digest = sha256_of(known.files) if same else _hash_state(unet)
+        known.digest = sha256_of(known.files) if same else hash_of_state(network)
     return known.digest
 
 
@@ -83,9 +94,11 @@ def _stamps(files: Sequence[Path]) -> tuple[tuple[int, int], ...]:
 
 
 @torch.no_grad()
-def _hash_state(module: nn.Module) -> str:
+def hash_of_state(module: nn.Module) -> str:
+    """SHA-256, in hex, of names, dtypes, shapes and bytes of a network's weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        for part in parts_of(tensor):
+            digest.update(f"{name} {part.dtype} {tuple(part.shape)}\n".encode())
+            digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

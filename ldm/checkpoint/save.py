@@ -16,6 +16,7 @@ from ldm.checkpoint.files import weight_stem
 from ldm.checkpoint.published import CALL_DEFAULTS, LOW_RES_SCHEDULER, MAX_LOW_RES_NOISE, model_index, task_of
 from ldm.checkpoint.writing import placed, write_tensors
 from ldm.model import LatentDiffusion
+from ldm.quantize import require_unquantized
 from ldm.vocabulary import write_vocabulary
 from text_encoder import CLIPTextEncoder, PairedTextEncoder
 
@@ -60,6 +61,7 @@ def save_folder(
     are loaded.
     """
     model.loras.require_settled()
+    require_unquantized(model.unet, "saved")
     target, limit = Path(path).expanduser(), parse_size(max_shard_size)
     if variant is not None and not re.fullmatch(r"[\w-]+", variant):
         raise ValueError(

@@ -53,16 +53,17 @@ class Denoiser:
         c_skip, c_out, _ = self._coefficients(x, sigma)
         return c_skip * x + c_out * output
 
-    def loss(self, x0: Tensor, noise: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+    def loss(self, x0: Tensor, noise: Tensor, sigma: Tensor, cond: Any, seen: Tensor | None = None) -> Tensor:
         """Mean squared error of the network's output by example, (b,); sigma is (b,).
 
         The target is what `to_x0` maps to x0, so for epsilon it is the noise and for v it is a noise - s x0.
+        seen: the noise that the network sees in place of `noise` (input perturbation, 2301.11706).
         """
         level = _broadcast(sigma, x0)
         c_skip, c_out, _ = self.prediction(level)
         # (x0 - c_skip x) / c_out, written without the cancellation of x0 that a small sigma would bring
         target = ((1 - c_skip) * x0 - c_skip * level * noise) / c_out
-        output = self.predict(x0 + level * noise, sigma, cond)
+        output = self.predict(x0 + level * (noise if seen is None else seen), sigma, cond)
         if output.shape != target.shape:
             raise ValueError(
                 f"the network made {tuple(output.shape)} of {tuple(target.shape)}: one condition an example"

@@ -1,4 +1,4 @@
-"""Low-rank changes of a model's weights, and their relatives: read, merged, taken back, written. Lazy names."""
+"""Low-rank changes of a model's weights, and their relatives: read, merged, taken out, trained, written. Lazy names."""
 
 from importlib import import_module
 from typing import Any
@@ -6,8 +6,13 @@ from typing import Any
 _HOMES = {
     "IN_FOLDERS": "layout",
     "Lora": "formats",
+    "LoraLayer": "layers",
     "Loras": "state",
     "Names": "names",
+    "attach": "layers",
+    "detach": "layers",
+    "layers_of": "layers",
+    "lora_of": "layers",
     "read_lora": "formats",
     "save_lora": "write",
 }

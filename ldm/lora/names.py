@@ -28,14 +28,15 @@ class Names:
     An own name is the part and the path in it: `unet.mid_block.attentions.0.proj_in`,
     `text_encoder_2.text_model.encoder.layers.0.mlp.fc1`. Parts are called as in diffusers' folders.
 
-    modules: own name -> module. own: a file's name without the suffix of its tensor -> own name.
+    modules: own name -> module; that of a trainable layer (`ldm.lora.layers`) is its base's, whose place it has taken.
+    own: a file's name without the suffix of its tensor -> own name.
     compvis: own name of a U-Net module -> its path in the original checkpoints' spelling.
     """
 
     def __init__(self, parts: dict[str, nn.Module]):
         self.parts = parts
         self.modules = {
-            f"{part}.{path}": module
+            f"{part}.{path.removesuffix('.base')}": module
             for part, network in parts.items()
             for path, module in network.named_modules()
             if isinstance(getattr(module, "weight", None), nn.Parameter)
@@ -51,8 +52,7 @@ class Names:
     @classmethod
     def of(cls, model: "LatentDiffusion") -> "Names":
         """The table of a model, whose weights are not looked at and may be on `meta`."""
-        encoders = text_models(model)
-        return cls({"unet": getattr(model.unet, "_orig_mod", model.unet), **encoders})  # inside torch.compile
+        return cls(parts_of(model))
 
     def kohya(self, own: str) -> str:
         """A module's name in kohya's files: SDXL's U-Net in the original spelling, all else in diffusers'."""
@@ -107,6 +107,11 @@ class Names:
                 yield from (f"{part}.{name}", f"{part}.base_model.model.{name}")
                 if alone:
                     yield from (name, f"base_model.model.{name}")
+
+
+def parts_of(model: "LatentDiffusion") -> dict[str, nn.Module]:
+    """The networks that LoRAs change, by the part of a diffusers folder they are."""
+    return {"unet": getattr(model.unet, "_orig_mod", model.unet), **text_models(model)}  # inside torch.compile
 
 
 def text_models(model: "LatentDiffusion") -> dict[str, CLIPTextModel]:

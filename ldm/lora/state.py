@@ -13,6 +13,7 @@ from ldm.lora.factors import Factors, bias_change, weight_change
 from ldm.lora.formats import Lora, read_lora
 from ldm.lora.names import Names
 from ldm.lora.scales import Given, Scale
+from ldm.quantize import require_unquantized
 
 if TYPE_CHECKING:
     from ldm.model import LatentDiffusion
@@ -74,11 +75,12 @@ class Loras:
     def load(self, path: str | Path, name: str | None = None, scale: Given = 1.0) -> str:
         """Reads a file and merges it; returns its name, by default that of the file.
 
-        Raises what `read_lora` raises, ValueError for a name that is taken or a scale that is none; then nothing has
-        changed.
+        Raises what `read_lora` raises, ValueError for a name that is taken, a scale that is none, or weights held in 8
+        bits; then nothing has changed.
         """
         from ldm.checkpoint.hash import pin_hash
 
+        require_unquantized(self._model.unet, "changed by a LoRA")
         if name in self._loaded:
             raise ValueError(f"a LoRA {name!r} is loaded already; unload it, or choose another name")
         names = Names.of(self._model)

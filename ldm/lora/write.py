@@ -18,7 +18,9 @@ from ldm.lora.names import Names
 
 Layout = Literal["peft", "kohya"]
 KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight", "up_bias": "lora_up.bias"}
-PEFT = {"down": "lora_A.weight", "up": "lora_B.weight", "up_bias": "lora_B.bias", "dora_scale": "lora_magnitude_vector"}
+PEFT = {"down": "lora_A.weight", "up": "lora_B.weight", "up_bias": "lora_B.bias"}
+# peft itself leaves `.weight` away and reads both; transformers 5 finds a text encoder's only with it
+PEFT["dora_scale"] = "lora_magnitude_vector.weight"
 BASES = {768: "sd_v1", 1024: "sd_v2", 2048: "sdxl_base_v1-0", 1280: "sdxl_refiner_v1-0"}  # by width of the text
 
 

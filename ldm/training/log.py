@@ -1,24 +1,36 @@
-"""What a run leaves for people to read: lines of JSON, TensorBoard where it is installed, a progress bar."""
+"""What a run leaves for people to read: lines of JSON, what trackers make of them, a progress bar."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+from accelerate.tracking import GeneralTracker
 from tqdm import tqdm
 
 
 class Log:
-    """`log.jsonl` in `folder`, one object a line, going on behind the line of step `start`; and the bar on stderr."""
+    """`log.jsonl` in `folder`, one object a line, going on behind the line of step `start`; and the bar on stderr.
 
-    def __init__(self, folder: Path, name: str, start: int, steps: int, *, progress: bool = True) -> None:
+    trackers: of accelerate, which get the same numbers.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        start: int,
+        steps: int,
+        *,
+        progress: bool = True,
+        trackers: Sequence[GeneralTracker] = (),
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "log.jsonl"
         _cut(self.path, start)
-        self._board = _tensorboard(folder, start)
+        self._trackers = trackers
         self._bar = tqdm(total=steps, initial=start, desc=name, disable=not progress, unit="step", leave=True)
 
     def advance(self) -> None:
@@ -31,9 +43,8 @@ class Log:
             file.write(
                 json.dumps({"step": step, **{key: float(f"{value:.6g}") for key, value in numbers.items()}}) + "\n"
             )
-        if self._board is not None:
-            for key, value in numbers.items():
-                self._board.add_scalar(key, value, step)
+        for tracker in self._trackers:
+            tracker.log(numbers, step=step)
         shown = {key: f"{value:.4g}" for key, value in numbers.items() if key.endswith("loss")}
         self._bar.set_postfix(shown, refresh=False)
 
@@ -44,8 +55,17 @@ class Log:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
-        if self._board is not None:
-            self._board.close()
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def read_log(path: Path) -> Iterator[dict[str, float]]:
+    """The lines of a log, but for those that are damaged."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
 
 
 def _cut(path: Path, start: int) -> None:
@@ -63,11 +83,3 @@ def _step(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def _tensorboard(folder: Path, start: int) -> Any:
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start)

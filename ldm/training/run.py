@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from PIL import Image
 
 from configs.training import STAGES, RunConfig
 from ldm.data.emoji_scenes.generator import EmojiScenes
@@ -19,10 +17,10 @@ from ldm.data.emoji_scenes.world import World
 from ldm.training.adopt import adopt
 from ldm.training.fingerprint import USES, fingerprint, finished, mark, noted
 from ldm.training.interrupt import TIME, Interrupted, Patience, agreed
-from ldm.training.log import Log
 from ldm.training.memory import advice
 from ldm.training.stages import BUILDERS
-from ldm.training.trainer import Report, Trainer
+from ldm.training.steps import steps_of
+from ldm.training.trainer import Trainer
 
 _log = logging.getLogger(__name__)
 
@@ -114,7 +112,7 @@ def _train(config: RunConfig, output: Path, name: str, scenes: EmojiScenes, pati
     torch.manual_seed(config.seed)
     stage, finish = BUILDERS[name](config, scenes, output)
     trainer = Trainer(stage, output / name, run=digest)
-    if reason := _steps(trainer, name, patience, progress):
+    if reason := steps_of(trainer, name, patience, progress=progress):
         kept = f"{name} is kept at step {trainer.step} of {stage.loop.steps}"
         if reason != TIME:
             raise Interrupted(reason, f"interrupted: {kept}")
@@ -125,40 +123,6 @@ def _train(config: RunConfig, output: Path, name: str, scenes: EmojiScenes, pati
         mark(output / name, trainer.step, digest)
     processes.wait_for_everyone()
     return True
-
-
-def _steps(trainer: Trainer, name: str, patience: Patience, progress: bool) -> int:
-    """Runs a stage to its end, or until there is a reason to stop, and returns that; the state is then kept."""
-    main, alone = trainer.accelerator.is_main_process, trainer.accelerator.num_processes == 1
-    steps = trainer.stage.loop.steps
-    log = Log(trainer.folder, name, trainer.step, steps, progress=progress) if main else None
-    with log or nullcontext(), patience:
-        for report in trainer:
-            if log is not None:
-                _note(log, trainer, report)
-            asks = alone or report.numbers is not None  # the others are waited for then anyway
-            reason = agreed(patience.reason) if asks else 0
-            if reason and not (reason == TIME and report.step == steps):
-                trainer.save()
-                return reason
-    return 0
-
-
-def _note(log: Log, trainer: Trainer, report: Report) -> None:
-    """What a step leaves in the log and among the samples."""
-    loop = trainer.stage.loop
-    log.advance()
-    if report.numbers is not None:
-        log.write(report.step, report.numbers)
-    if report.step % loop.sample_every == 0 or report.step == loop.steps:
-        picture = trainer.stage.samples(trainer.averaged)
-        _keep(picture, trainer.folder / "samples" / f"step-{report.step:08d}.png")
-
-
-def _keep(picture: Image.Image | None, path: Path) -> None:
-    if picture is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
 
 
 def _say(text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from PIL import Image
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class Player:
     rates: prefixes of parameter names with a rate of their own, as factors of the rate of the run.
     starts: the first step it takes part in.
     averaged: whether its exponential moving average is kept (if the loop keeps any).
+    decays: whether weight decay acts on it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Player:
     rates: Mapping[str, float] = field(default_factory=dict)
     starts: int = 0
     averaged: bool = True
+    decays: bool = True
 
 
 class Stage(Protocol):
@@ -48,3 +50,23 @@ class Stage(Protocol):
 
     def samples(self, averaged: Mapping[str, nn.Module]) -> Image.Image | None:
         """A picture for people of what the averaged weights can do, or None."""
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A stage whose examples have names a person knows."""
+
+    def name_of(self, index: int) -> str:
+        """Of example `index` of the run, such as its picture's file."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A stage that says now and then how good the averaged weights are."""
+
+    @property
+    def measure_every(self) -> int:
+        """Steps between measures; 0: none."""
+
+    def measure(self, averaged: Mapping[str, nn.Module]) -> dict[str, float]:
+        """Numbers that can be compared between steps and runs, by name."""

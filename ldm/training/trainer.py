@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +14,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import GeneralTracker
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
 
-from configs.training import OptimizerConfig
+from ldm.checkpoint.files import listed
 from ldm.training import checkpoint as checkpoints
 from ldm.training.checkpoint import Checkpoint
 from ldm.training.ema import Average
 from ldm.training.examples import batches
 from ldm.training.fingerprint import require
-from ldm.training.muon import Muon
-from ldm.training.stage import Batch, Player, Stage
-
-_ENDS = ("conv_in", "conv_out", "embedding")  # Muon is for what lies between them
+from ldm.training.optimizers import factor, optimizers
+from ldm.training.posthoc import PowerAverage, keep_snapshot
+from ldm.training.stage import Batch, Named, Player, Stage
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,12 @@ class Trainer:
     def __init__(self, stage: Stage, folder: Path, *, cpu: bool = False, run: str = "") -> None:
         self.stage, self.folder, self.run = stage, Path(folder), run
         AcceleratorState._reset_state()  # or accelerate refuses a stage of another precision than the one before
-        self.accelerator = Accelerator(mixed_precision=stage.loop.precision, cpu=cpu)
+        loop = stage.loop
+        for name in loop.trackers:
+            if importlib.util.find_spec(name) is None:
+                raise ValueError(f'trackers = ["{name}"] needs it: pip install {name}, or leave it out')
+        options: dict[str, Any] = {"log_with": list(loop.trackers), "project_dir": self.folder} if loop.trackers else {}
+        self.accelerator = Accelerator(mixed_precision=loop.precision, cpu=cpu, **options)
         self.players = [_Active(player, stage, self.accelerator) for player in stage.players]
         self.step = 0
         found = checkpoints.newest(self.checkpoints)
@@ -66,11 +71,17 @@ class Trainer:
         """Modules with averaged weights, by player; the trained ones where none are kept."""
         return {active.player.name: active.best for active in self.players}
 
+    def trackers(self, name: str) -> list[GeneralTracker]:
+        """Those of the run file, begun under a name."""
+        if self.stage.loop.trackers:
+            self.accelerator.init_trackers(name)
+        return list(self.accelerator.trackers)
+
     def __iter__(self) -> Iterator[Report]:
         loop = self.stage.loop
         source = batches(self.stage, self.step, self.accelerator.process_index, self.accelerator.num_processes)
         sums: dict[str, list[Tensor]] = {}
-        begun, first = time.perf_counter(), self.step
+        begun, first, self._waited = time.perf_counter(), self.step, 0.0
         while self.step < loop.steps:
             for key, value in self._train(source).items():
                 sums.setdefault(key, []).append(value)
@@ -79,8 +90,9 @@ class Trainer:
             if kept or self.step % loop.log_every == 0:  # nothing is kept before it was looked at
                 numbers = self._means(sums)
                 numbers["rate"] = factor(loop.optimizer, self.step - 1, loop.steps) * loop.optimizer.rate
-                numbers["examples/s"] = (self.step - first) * loop.batch / (time.perf_counter() - begun)
-                sums, begun, first = {}, time.perf_counter(), self.step
+                took = time.perf_counter() - begun
+                numbers |= {"examples/s": (self.step - first) * loop.batch / took, "waiting": self._waited / took}
+                sums, begun, first, self._waited = {}, time.perf_counter(), self.step, 0.0
             if kept:
                 self.save()
             yield Report(self.step, numbers)
@@ -94,14 +106,21 @@ class Trainer:
             for active in self.players:
                 tensors |= active.tensors()
             objects = {f"{active.player.name}-optimizer": active.optimizer_state() for active in self.players}
+            if (scaler := self.accelerator.scaler) is not None:
+                objects["scaler"] = scaler.state_dict()
             found = Checkpoint(self.step, tensors, {**objects, "random": states.cpu()}, self.run)
             checkpoints.write(self.checkpoints, found, self.stage.loop.keep)
+            for active in self.players:
+                for average in active.powers:
+                    keep_snapshot(average, self.step, self.folder / "averages" / active.player.name)
         self.accelerator.wait_for_everyone()
 
     def _train(self, source: Iterator[Batch]) -> dict[str, Tensor]:
         """One optimizer step of each player that takes part."""
         loop = self.stage.loop
+        begun = time.perf_counter()
         parts = [self._here(next(source)) for _ in range(loop.accumulation)]
+        self._waited += time.perf_counter() - begun
         numbers: dict[str, Tensor] = {}
         for active in self.players:
             if self.step >= active.player.starts:
@@ -119,10 +138,22 @@ class Trainer:
         broken = [name for name, value in numbers.items() if not math.isfinite(value)]
         if broken:
             raise ValueError(
-                f"{', '.join(broken)} became infinite or NaN before step {self.step}; the last checkpoint is kept: "
+                f"{', '.join(broken)} became infinite or NaN {self._where(sums)}; the last checkpoint is kept: "
                 'lower optimizer.rate, or use precision = "no", and start again'
             )
         return numbers
+
+    def _where(self, sums: dict[str, list[Tensor]]) -> str:
+        """In which step it first happened, and what examples that step was made of."""
+        back = [len(values) - i for values in sums.values() for i, one in enumerate(values) if not one.isfinite().all()]
+        if not back:
+            return f"in another process before step {self.step}"
+        step, batch = self.step - max(back), self.stage.loop.batch
+        told = f"in step {step + 1}"
+        if isinstance(self.stage, Named):
+            names = dict.fromkeys(self.stage.name_of(index) for index in range(step * batch, (step + 1) * batch))
+            told += f", whose examples are {listed(list(names), 8)}"
+        return told
 
     def _restore(self, found: Checkpoint) -> None:
         if self.run:
@@ -134,6 +165,8 @@ class Trainer:
             )
         for active in self.players:
             active.restore(found, self.folder)
+        if self.accelerator.scaler is not None and "scaler" in found.objects:
+            self.accelerator.scaler.load_state_dict(found.objects["scaler"])
         states = found.objects["random"]
         if self.accelerator.process_index < len(states):
             torch.set_rng_state(states[self.accelerator.process_index])
@@ -146,8 +179,11 @@ class _Active:
     def __init__(self, player: Player, stage: Stage, accelerator: Accelerator) -> None:
         self.player, self.config, self.accelerator = player, stage.loop.optimizer, accelerator
         self.raw = player.module.to(accelerator.device)
+        self.frozen = {name for name, value in self.raw.named_parameters() if not value.requires_grad}
         keeps = stage.loop.ema > 0 and player.averaged
         self.average = Average(self.raw, stage.loop.ema) if keeps else None
+        lengths = stage.loop.ema_lengths if player.averaged else ()
+        self.powers = [PowerAverage(self.raw, length) for length in lengths]
         self.module, *self.optimizers = accelerator.prepare(self.raw, *optimizers(player, self.config))
         self.module.train()
 
@@ -168,24 +204,40 @@ class _Active:
             part |= added
             numbers.append({"loss": loss.detach(), **{key: results[key] for key in results.keys() - added.keys()}})
         if self.config.clip:
-            numbers[-1]["norm"] = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip)
+            norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip)
+            scaled = (
+                self.accelerator.scaler is not None
+            )  # then an overflow is met by a smaller scale: no reason to stop
+            numbers[-1]["norm"] = torch.where(norm.isfinite(), norm, 0.0) if scaled else norm
         rate = self.config.rate * factor(self.config, step - self.player.starts, left)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["factor"] * rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update(self.raw, step)
+        if not self.accelerator.optimizer_step_was_skipped:  # by the scaler of float16, which met an overflow
+            for average in (*([self.average] if self.average else ()), *self.powers):
+                average.update(self.raw, step)
         values = {key: [part[key] for part in numbers if key in part] for key in numbers[-1]}
         return {f"{self.player.name}/{key}": _mean(value) for key, value in values.items()}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The state dicts to save, by file."""
-        files = {self.player.name: dict(self.raw.state_dict())}
+        files = {self.player.name: self._trained(self.raw)}
         if self.average is not None:
-            files[f"{self.player.name}-average"] = dict(self.average.module.state_dict())
+            files[f"{self.player.name}-average"] = self._trained(self.average.module)
+        for power in self.powers:
+            files[f"{self.player.name}-length-{power.length:g}"] = power.weights
         return files
+
+    def _trained(self, module: nn.Module) -> dict[str, Tensor]:
+        """What of a state dict changes in training: all but frozen parameters, which a run finds where it began."""
+        return {name: value for name, value in module.state_dict().items() if name not in self.frozen}
+
+    def _load(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        missing, unexpected = module.load_state_dict(tensors, strict=False)
+        if wrong := [*(set(missing) - self.frozen), *unexpected]:
+            raise KeyError(f"{listed(sorted(wrong), 3)} is in one of them alone")
 
     def optimizer_state(self) -> Any:
         return [optimizer.state_dict() for optimizer in self.optimizers]
@@ -193,9 +245,12 @@ class _Active:
     def restore(self, found: Checkpoint, folder: Path) -> None:
         name = self.player.name
         try:
-            self.raw.load_state_dict(found.tensors[name])
+            self._load(self.raw, found.tensors[name])
             if self.average is not None:
-                self.average.module.load_state_dict(found.tensors[f"{name}-average"])
+                self._load(self.average.module, found.tensors[f"{name}-average"])
+            for power in self.powers:
+                kept = found.tensors[f"{name}-length-{power.length:g}"]
+                power.weights = {key: kept[key].to(value.device) for key, value in power.weights.items()}
             for optimizer, state in zip(self.optimizers, found.objects[f"{name}-optimizer"], strict=True):
                 groups = optimizer.state_dict()["param_groups"]  # rates and decay are the run file's of today
                 optimizer.load_state_dict({**state, "param_groups": groups})
@@ -204,37 +259,6 @@ class _Active:
                 f"the checkpoints in {folder} belong to another run file ({error}): choose another --output, or start "
                 "anew with --fresh"
             ) from error
-
-
-def factor(config: OptimizerConfig, step: int, steps: int) -> float:
-    """What the rate is multiplied with in step `step` of `steps`: linear warm-up, then a half cosine to `floor`."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    if config.schedule == "constant":
-        return 1.0
-    done = (step - config.warmup) / max(steps - config.warmup, 1)
-    return config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-
-def optimizers(player: Player, config: OptimizerConfig) -> list[Optimizer]:
-    """AdamW; with kind = "muon", Muon for the matrices and kernels that are neither an end of a network nor a table of
-    embeddings, and AdamW for the others. Weight decay on matrices and kernels alone."""
-    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
-    for name, parameter in player.module.named_parameters():
-        if parameter.requires_grad:
-            matrix = parameter.ndim > 1
-            inside = matrix and not any(end in name for end in _ENDS)
-            rate = next((rate for prefix, rate in player.rates.items() if name.startswith(prefix)), 1.0)
-            groups.setdefault((config.kind == "muon" and inside, matrix, rate), []).append(parameter)
-    adamw, muon = (
-        [
-            {"params": some, "factor": rate, "lr": rate * config.rate, "weight_decay": config.weight_decay * matrix}
-            for (by_muon, matrix, rate), some in groups.items()
-            if by_muon is wanted
-        ]
-        for wanted in (False, True)
-    )
-    return ([AdamW(adamw, betas=config.betas)] if adamw else []) + ([Muon(muon)] if muon else [])
 
 
 def _mean(values: list[Any]) -> Tensor:

@@ -25,6 +25,7 @@ Times = dict[str, list[float]]  # seconds of "text", "step" and "decode"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `ldm bench`."""
     from pipelines.cli.parser import DTYPE_HELP, MODEL_HELP
+    from pipelines.cli.shortcuts import QUANTIZE_HELP
     from pipelines.cli.values import finite, positive, several, size
 
     add = parser.add_argument
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=several, default=4, metavar="N", help="steps of a round, the first uncounted (default: 4)")
     add("--rounds", type=positive, default=3, metavar="N", help="rounds, of which medians are taken (default: 3)")
     add("--guidance-scale", type=finite, metavar="W", help="1 measures steps without guidance (default: the model's)")
+    add("--quantize", metavar="KIND", help=QUANTIZE_HELP)
     add("--ablate", action="store_true", help="also with each optimisation switched off, in turn")
     add("--device", metavar="NAME", help="cuda, cuda:1 or cpu (default: cuda where there is one)")
     add("--dtype", metavar="NAME", help=DTYPE_HELP)
@@ -44,7 +46,7 @@ def bench(args: argparse.Namespace) -> None:
     from pipelines.cli.generate import load_pipeline
 
     begun = time.perf_counter()
-    pipe = load_pipeline(args.model, dtype=args.dtype, device=args.device)
+    pipe = load_pipeline(args.model, dtype=args.dtype, device=args.device, quantize=args.quantize)
     found = {"load": time.perf_counter() - begun, **measured(pipe, args)}
     print(json.dumps(found, indent=2) if args.json else "\n".join(lines(found)))
 
@@ -54,6 +56,7 @@ def measured(pipe: "TextToImagePipeline", args: argparse.Namespace) -> dict[str,
     import torch
 
     from ldm.batching import memory
+    from ldm.quantize import quantized
 
     options: dict[str, Any] = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
     if args.size is not None:
@@ -75,6 +78,7 @@ def measured(pipe: "TextToImagePipeline", args: argparse.Namespace) -> dict[str,
         "model": pipe.model.source,
         "device": str(pipe.device),
         "dtype": str(pipe.dtype).removeprefix("torch."),
+        "quantize": quantized(pipe.unet),
         "threads": torch.get_num_threads(),
         "steps": _steps_of_a_picture(pipe),
         **{part: median(seconds) for part, seconds in times[WHOLE].items()},
@@ -121,7 +125,8 @@ def _steps_of_a_picture(pipe: "TextToImagePipeline") -> int:
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
     """For people."""
-    yield f"{found['model']}, {found['dtype']} on {found['device']}, {found['threads']} threads"
+    precision = f"{found['dtype']}, weights in {found['quantize']}" if found["quantize"] else found["dtype"]
+    yield f"{found['model']}, {precision} on {found['device']}, {found['threads']} threads"
     whole = found["text"] + found["steps"] * found["step"] + found["decode"]
     for name in ("load", "text", "step", "decode"):
         yield f"  {name:20}{1000 * found[name]:10.1f} ms"

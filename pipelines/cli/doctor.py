@@ -94,9 +94,18 @@ def devices() -> dict[str, Any]:
     try:
         torch = importlib.import_module("torch")
         cpu["threads"] = torch.get_num_threads()
+        cpu["native_attention"] = native_attention()
         return {"cpu": cpu, "cuda": [_cuda_device(torch, i) for i in range(torch.cuda.device_count())], "error": None}
     except Exception as error:  # a broken torch is a finding
         return {"cpu": cpu, "cuda": [], "error": f"{type(error).__name__}: {error}"}
+
+
+def native_attention() -> str:
+    """Whether attention in bfloat16 on the CPU has its kernel."""
+    try:
+        return str(importlib.import_module("unet.native").availability())
+    except Exception as error:  # another `unet`, which is a finding of its own
+        return f"unknown, {type(error).__name__}: {error}"
 
 
 def _cuda_device(torch: Any, index: int) -> dict[str, Any]:
@@ -113,6 +122,7 @@ def as_text(findings: dict[str, Any]) -> str:
     cpu = findings["devices"]["cpu"]
     bf16 = {True: "yes", False: "no, slow", None: "unknown"}[cpu["native_bf16"]]
     rows = [("cpu", f"{cpu['cores']} cores, {cpu.get('threads', 'unknown')} threads, native bfloat16: {bf16}")]
+    rows.append(("cpu attention", f"kernel of our own for bfloat16: {cpu.get('native_attention', 'unknown')}"))
     rows += [
         (f"cuda:{i}", f"{gpu['name']}, {gpu['memory_gib']} GiB, bfloat16: {'yes' if gpu['bf16'] else 'no'}")
         for i, gpu in enumerate(findings["devices"]["cuda"])

@@ -89,7 +89,7 @@ def evaluate(args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace) -> "TextToImagePipeline":
     from pipelines.cli.generate import load_pipeline
 
-    pipe = load_pipeline(args.model, dtype=args.dtype, device=args.device)
+    pipe = load_pipeline(args.model, dtype=args.dtype, device=args.device, quantize=args.quantize)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -161,7 +161,7 @@ def _drawer(pipe: Any, report: "Report", args: argparse.Namespace, **changed: An
         if not changed and "model_hash" not in report.settings:
             record = result.records[0]
             report.settings |= {name: record.get(name) for name in RECORDED}
-            report.settings |= {name: record[name] for name in SHORTCUTS if name in record}
+            report.settings |= {name: record[name] for name in (*SHORTCUTS, "quantize") if name in record}
         return result.images * 2 - 1
 
     return draw

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.cli.controlnet import control_options
 from pipelines.cli.shortcuts import NAMES as SHORTCUTS
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def draw(args: argparse.Namespace, check: Callable[[], None]) -> Iterator[dict[s
         options["negative_prompt"] = as_utf8(args.negative_prompt)
     if args.size is not None:
         options["width"], options["height"] = args.size
+    options |= control_options(args)
     args.model = args.model or embedded_model()
     places = [place(args.output, prompt, seed, i) for i, seed in enumerate(seeds)]
     require_writable(places[0])
@@ -142,8 +144,10 @@ def load(args: argparse.Namespace) -> "TextToImagePipeline":
         args.model,
         dtype=args.dtype,
         device=args.device,
+        quantize=args.quantize,
         prediction_type=args.prediction_type,
         allow_unknown_globals=args.allow_unknown_globals,
+        controlnet=args.controlnets,
         **{name: path for name in ("vae", "text_encoder") if (path := getattr(args, name)) is not None},
     )
 

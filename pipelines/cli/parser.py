@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from pipelines.cli.controlnet import add_controlnet
 from pipelines.cli.shortcuts import add_shortcuts
 from pipelines.cli.values import finite, natural, output, positive, scaled, seed, size
 
@@ -26,6 +27,7 @@ model.
   ldm "a cat holding a banana" --model path/to/model
   ldm "a cat holding a banana" --model path/to/model --steps 30 --guidance-scale 7.5 --seed 7 --size 512x768 -o out.png
   ldm "a cat holding a banana" --model path/to/model --lora path/to/style.safetensors:0.8 -o styled.png
+  ldm "a cat holding a banana" --model path/to/model --controlnet path/to/edges --control-image path/to/edges.png
   ldm a cat holding a banana -m path/to/model --sampler dpmpp_2m --karras --negative "blurry" -n 4 --json
   ldm bench --model path/to/model --dtype auto
   echo "a cat holding a banana" | ldm - -m path/to/model -o "cats/{seed}.png"
@@ -35,7 +37,7 @@ commands (the first word is one only if it names one; `ldm help COMMAND` tells m
   generate PROMPT       draw; the word can be left out (`ldm generate doctor` and `ldm -- doctor` draw a doctor)
   vocabulary            list what the embedded model can draw
   evaluate              measure how often a model draws what it is asked for
-  train RUN             train a model of emoji scenes from a run file
+  train RUN             fine-tune on your own pictures, or train from nothing, as a run file says
   inspect PATH          say what a file or folder of weights holds, without loading it
   convert SRC DST       write a model, LoRA or part of a model in another format
   bench                 measure how fast a model draws on this machine
@@ -97,7 +99,8 @@ def _generate_parser() -> Parser:
     parser.add_argument("words", nargs="*", metavar="PROMPT", help="what to draw, in words; - reads it from stdin")
     _add_picture(parser.add_argument_group("the picture"))
     _add_sampling(parser.add_argument_group("how it is drawn"))
-    add_shortcuts(parser.add_argument_group("faster, at the cost of the picture"))
+    add_controlnet(parser.add_argument_group("what it follows"))
+    add_shortcuts(parser.add_argument_group("faster or smaller, at the cost of the picture"))
     _add_output(parser.add_argument_group("output"))
     return parser
 

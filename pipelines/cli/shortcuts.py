@@ -5,6 +5,10 @@ import math
 
 from pipelines.cli.values import number, positive
 
+QUANTIZE_HELP = (
+    "hold attention and feed-forward weights in 8 bits, int8 or, on a GPU that multiplies it, fp8: less memory; needs "
+    "torchao (default: whole weights)"
+)
 NAMES = ("deep_cache", "merge_tokens", "guidance_interval")  # of a request's arguments
 
 
@@ -29,6 +33,7 @@ def add_shortcuts(group: argparse._ActionsContainer) -> None:
         metavar="LOW,HIGH",
         help="noise levels sigma between which guidance acts; a step outside takes half the time (default: all)",
     )
+    group.add_argument("--quantize", metavar="KIND", help=QUANTIZE_HELP)
 
 
 def share(text: str) -> float:

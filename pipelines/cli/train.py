@@ -1,4 +1,4 @@
-"""`ldm train RUN`: a model of emoji scenes from a run file."""
+"""`ldm train RUN`: fine-tuning on one's own pictures, or a model of emoji scenes from nothing, as the run file says."""
 
 import argparse
 import logging
@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from configs.files import read, run_file, run_names
+from configs.files import is_fine_tuning, read, run_file, run_names, template, templates
 from configs.training import STAGES, RunConfig
 from pipelines.cli.generate import notes
 from pipelines.cli.interrupt import Stop
 from pipelines.cli.values import number, positive
 
 HELP = (
-    "Trains a model of emoji scenes from nothing, stage by stage. What is finished is not done again, and what was "
-    "interrupted goes on from its newest checkpoint. Ctrl-C (exit status 130) and SIGTERM (143) keep the state of "
-    "the step they come in, on several processes of the next one in the log. On several processes: "
-    "accelerate launch -m pipelines.cli train RUN"
+    "Fine-tunes a model on your own pictures (begin with `ldm train --new lora`), or trains one of emoji scenes from "
+    "nothing, stage by stage. What is finished is not done again, and what was interrupted goes on from its newest "
+    "checkpoint. Ctrl-C (exit status 130) and SIGTERM (143) keep the state of the step they come in, on several "
+    "processes of the next one in the log. On several processes: accelerate launch -m pipelines.cli train RUN"
 )
 
 
@@ -28,18 +28,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", metavar="RUN", help="run file (.toml or .json), or the name of a shipped one")
     parser.add_argument("--list", action="store_true", help="list the run files that are shipped")
     parser.add_argument(
+        "--new",
+        metavar="KIND",
+        help=f"write a commented run file of fine-tuning, of {', '.join(templates())}, to KIND.toml or to -o FILE",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="of fine-tuning: read everything, train nothing, and say what would be trained, on what, how long and in "
+        "how much memory, and what looks like a mistake",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="of fine-tuning: a few steps at once and interrupted twice, which must give the same bits",
+    )
+    parser.add_argument(
         "--stage",
         type=stages,
         action="extend",
         metavar="NAME[,NAME]",
-        help=f"of {', '.join(STAGES)} only these (default: all that are not finished)",
+        help=f"of emoji scenes: of {', '.join(STAGES)} only these (default: all that are not finished)",
+    )
+    parser.add_argument(
+        "--average",
+        type=above_zero,
+        metavar="LENGTH",
+        help="of fine-tuning: write the results of a finished run again with weights averaged over LENGTH, a share of "
+        "the run such as 0.1; its run file must have set loop.ema_lengths",
     )
     parser.add_argument("-o", "--output", metavar="DIR", help="folder for all that is made (default: runs/NAME)")
     parser.add_argument(
         "--from",
         dest="start",
         metavar="MODEL",
-        help="go on from a model of the same run file: train its denoiser further",
+        help="of emoji scenes: go on from a model of the same run file, training its denoiser further",
     )
     parser.add_argument(
         "--steps", type=positive, metavar="N", help="end stages after N steps, to try a run; without it they go on"
@@ -62,6 +85,18 @@ def train(args: argparse.Namespace) -> None:
     if args.list:
         print_runs()
         return
+    if args.new is not None:
+        print(begin(args.new, args.output))
+        return
+    if args.run is not None and is_fine_tuning(_file(args)):
+        from pipelines.cli.finetune import finetune
+
+        finetune(args, _file(args))
+        return
+    if args.check or args.verify or args.average:
+        raise ValueError(
+            "--check, --verify and --average are for run files of fine-tuning: `ldm train --new lora` writes one"
+        )
     config = load(args)
     output = Path(args.output).expanduser() if args.output else Path("runs") / config.name
     if output.exists() and not output.is_dir():
@@ -97,12 +132,30 @@ def told(name: str) -> Iterator[None]:
 def load(args: argparse.Namespace) -> RunConfig:
     """The run file, its stages cut to the steps asked for."""
     if args.run is None:
-        raise ValueError(f"name a run file: {', '.join(run_names())}, or a path (to draw a train: ldm generate train)")
-    try:
-        config = read(run_file(args.run), RunConfig)
-    except OSError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(
+            f"name a run file: {', '.join(run_names())}, or a path, such as one that `ldm train --new lora` writes "
+            "(to draw a train: ldm generate train)"
+        )
+    config = read(_file(args), RunConfig)
     return config if args.steps is None else cut(config, args.steps)
+
+
+def _file(args: argparse.Namespace) -> Path:
+    path = run_file(args.run)
+    if not path.exists():
+        raise ValueError(f"there is no run file {path}")
+    return path
+
+
+def begin(kind: str, output: str | None) -> Path:
+    """Writes the commented run file of a kind, never over another; returns where."""
+    text, path = template(kind), Path(output or f"{kind}.toml").expanduser()
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ValueError(f"{path} is there already: choose another place with -o FILE.toml") from None
+    return path
 
 
 def cut(config: RunConfig, steps: int) -> RunConfig:

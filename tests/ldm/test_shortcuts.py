@@ -52,7 +52,7 @@ def test_off_is_bitwise_the_plan_without(family: str, monkeypatch: pytest.Monkey
     model = build(family)
     cond = conditions(model, 4)
     off = [run(Plan(model, TIMES, None, given), model, cond, TIMES[:3]) for given in (Shortcuts(1, 0.0), None)]
-    monkeypatch.setattr(Shortcuts, "through", lambda self, twin, times: lambda x, t: twin)
+    monkeypatch.setattr(Shortcuts, "through", lambda self, twin, times: lambda *_: twin)
     without = run(Plan(model, TIMES), model, cond, TIMES[:3])
     assert all(torch.equal(found, expected) for given in off for found, expected in zip(given, without, strict=True))
 
@@ -246,7 +246,7 @@ def test_tokens_are_merged_at_the_finest_level_alone(family: str, level: int, si
     levels = (f"down_blocks.{level}.", f"up_blocks.{len(model.unet.up_blocks) - 1 - level}.")
     assert seen == {key: {n - n // 2} if key.startswith(levels) else count for key, count in exact.items()}
     assert {n} in exact.values()
-    sizes = [module.size for module in plan._for(cond)._twin.modules() if isinstance(module, Merging)]
+    sizes = [module.size for module in plan.told(cond).twin.modules() if isinstance(module, Merging)]
     assert set(sizes) == {size}
 
 

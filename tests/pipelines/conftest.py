@@ -12,8 +12,9 @@ import transformers
 from torch import nn
 
 from configs import presets
-from configs.architecture import AutoencoderConfig, TextEncoderConfig, UNetConfig
+from configs.architecture import AutoencoderConfig, ControlNetConfig, TextEncoderConfig, UNetConfig
 from configs.interchange import autoencoder_to_json, text_encoder_to_json, unet_to_json
+from configs.interchange_extras import controlnet_to_json
 from pipelines import TextToImagePipeline
 from text_encoder import Tokenizer
 
@@ -157,6 +158,27 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
         if family not in made:
             made[family] = MAKERS[family](tmp_path_factory.mktemp(family))
         return made[family]
+
+    return get
+
+
+UNETS = {"sd1": UNET, "sd2": replace(UNET, linear_projection=True), "sdxl": UNET_XL}
+
+
+@pytest.fixture(scope="session")
+def nets(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Any, Path]]:
+    """A ControlNet of diffusers for a family, by number, and the folder it was saved to; no weight is 0."""
+    made: dict[Any, tuple[Any, Path]] = {}
+
+    def get(family: str, number: int = 0, **options: Any) -> tuple[Any, Path]:
+        key = (family, number, *options.items())
+        if key not in made:
+            config = ControlNetConfig(UNETS[family], hint_channels=(4, 6, 8, 10), **options)
+            theirs: Any = randomise(diffusers.ControlNetModel.from_config(controlnet_to_json(config)), 10 + number)
+            folder = tmp_path_factory.mktemp("controlnet") / f"net{number}"
+            theirs.save_pretrained(folder)
+            made[key] = theirs, folder
+        return made[key]
 
     return get
 

@@ -1,5 +1,7 @@
 """ControlNets against diffusers' ControlNetModel: every residual, and what a U-Net makes of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
@@ -10,6 +12,7 @@ from configs.interchange import unet_from_json
 from configs.interchange_extras import controlnet_from_json, controlnet_to_json
 from tests.unet.families import SD1, SDXL, conditions
 from unet import UNet
+from unet.checks import check_controlnet
 from unet.controlnet import ControlNet
 
 HINT = {"conditioning_embedding_out_channels": (4, 6, 8, 10)}
@@ -112,3 +115,40 @@ def test_wrong_inputs_are_named(pair):
         ours(x, t, context[..., :20], ours.embed(torch.rand(2, 3, 64, 64)))
     with pytest.raises(ValueError, match="channel_order = 'hsv' is not supported"):
         controlnet_from_json({**SD1, "controlnet_conditioning_channel_order": "hsv"})
+
+
+@pytest.mark.parametrize(
+    ("own", "unet", "words"),
+    [
+        (
+            "UNET_SD15",
+            "UNET_SDXL",
+            "made for Stable Diffusion 1, and the model is SDXL: take a ControlNet of the model's",
+        ),
+        ("UNET_SDXL", "UNET_SD21", "made for SDXL, and the model is Stable Diffusion 2"),
+        ("UNET_SD21", "UNET_SD15", "made for Stable Diffusion 2, and the model is Stable Diffusion 1"),
+    ],
+)
+def test_another_family_is_named(own, unet, words):
+    with pytest.raises(ValueError, match=words):
+        check_controlnet(ControlNetConfig(unet=getattr(presets, own)), getattr(presets, unet))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"channels": (320, 640, 1280, 640)},
+            r"channels by level \(320, 640, 1280, 640\), and the model \(320, 640, 1280, 1280\)",
+        ),
+        ({"down_depths": ((1,),) * 4}, r"layers by level \(1, 1, 1, 1\), and the model \(2, 2, 2, 2\)"),
+        ({"in_channels": 9}, r"channels of the latents \(9,\), and the model \(4,\)"),
+        ({"vector": "text_time", "vector_dim": 2816}, r"needs 2816 numbers \(the pooled text embedding"),
+    ],
+)
+def test_another_network_is_named(fields, words):
+    config = ControlNetConfig(unet=replace(presets.UNET_SD15, **fields))
+    with pytest.raises(ValueError, match=words):
+        check_controlnet(config, presets.UNET_SD15)
+    check_controlnet(ControlNetConfig(unet=presets.UNET_SD15), presets.UNET_SD15)
+    check_controlnet(ControlNetConfig(unet=replace(presets.UNET_SD15, up_depths=())), presets.UNET_SD15)

@@ -1,6 +1,7 @@
 """The native attention against torch's, and that nothing breaks where there is none."""
 
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -255,6 +256,85 @@ def test_a_failing_compiler_is_called_once(capable, cache, tmp_path, monkeypatch
     assert_falls_back()
     assert (tmp_path / "log").read_text() == "called\n"
     assert all(path.suffix == ".so" for path in (cache / "ldm-pipelines").iterdir())
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """A compiler that never ends, and its child: the end of a pipe that this child holds open, once it has begun."""
+    os.mkfifo(tmp_path / "pipe")
+    fifo = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    compiler = tmp_path / "cc"
+    compiler.write_text(f"#!/bin/sh\n(echo begun; exec sleep 100) > '{tmp_path}/pipe' &\nwait\n")
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CC", str(compiler))
+    yield fifo
+    os.close(fifo)
+
+
+def read(fifo, seconds=60):
+    assert select.select([fifo], [], [], seconds)[0], "a process still holds the pipe open"
+    return os.read(fifo, 100)
+
+
+def test_a_compiler_that_hangs_is_ended_with_its_children(capable, begun, monkeypatch):
+    communicate = subprocess.Popen.communicate
+
+    def wait(compiler, source, timeout):
+        assert timeout == 60
+        assert read(begun) == b"begun\n"
+        return communicate(compiler, source, 0.1)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", wait)
+    assert_falls_back()
+    assert read(begun) == b""
+
+
+def test_a_compiler_ends_with_whoever_waits_for_it(capable, begun, monkeypatch):
+    """Ctrl-C goes to this process alone."""
+
+    def interrupt(*_):
+        assert read(begun) == b"begun\n"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        native._kernel()
+    assert read(begun) == b""
+
+
+def test_availability_is_told_without_compiling(capable, cache, tmp_path, monkeypatch):
+    compiler = tmp_path / "cc"
+    compiler.write_text(f"#!/bin/sh\ntouch '{tmp_path}/called'\n")
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CC", f"{compiler} -g")
+    assert native.availability() == f"not compiled yet; its first use does that, with {compiler} -g"
+    assert not cache.exists()
+    library = native._place()
+    library.parent.mkdir(mode=0o700, parents=True)
+    assert native.availability().startswith("not compiled yet")
+    library.write_bytes(native._sealed(b"no library"))
+    assert native.availability() == f"no, {library} cannot be used"
+    library.unlink()
+    library.parent.chmod(0o777)
+    assert native.availability() == f"no, others can write to {library.parent}"
+    assert not (tmp_path / "called").exists()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(compiler))
+    assert native.availability() == f"no, nothing can be written to {compiler}/ldm-pipelines"
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert native.availability() == "no, no C compiler"
+    native._flags.cache_clear()
+    (tmp_path / "cpuinfo").write_text("flags : fpu avx2\n")
+    assert native.availability() == "no, it needs Linux and a processor with AVX-512 BF16"
+    monkeypatch.setenv("LDM_NATIVE", "0")
+    assert native.availability() == "off, by LDM_NATIVE in the environment"
+
+
+def test_availability_of_a_kernel_that_works(kernel, cache):
+    native._kernel.cache_clear()
+    assert native._kernel() is not None
+    native._kernel.cache_clear()
+    (library,) = (cache / "ldm-pipelines").iterdir()
+    assert native.availability() == f"compiled, {library}"
 
 
 def test_a_cache_that_nobody_or_everybody_can_write(capable, cache):

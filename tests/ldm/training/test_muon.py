@@ -5,8 +5,8 @@ import torch
 
 from configs.training import OptimizerConfig
 from ldm.training.muon import Muon, by_shape, orthogonal
+from ldm.training.optimizers import optimizers
 from ldm.training.stage import Player
-from ldm.training.trainer import optimizers
 
 RATE, DECAY = 0.02, 0.1
 

@@ -20,8 +20,9 @@ from ldm.training.denoiser import DenoiserTraining
 from ldm.training.ema import Average
 from ldm.training.examples import Positions
 from ldm.training.log import Log
+from ldm.training.optimizers import factor
 from ldm.training.text import text_config
-from ldm.training.trainer import Trainer, factor
+from ldm.training.trainer import Trainer
 from tests.ldm.training.conftest import RUN, two_processes, with_loop
 from text_encoder.clip import CLIPTextModel
 from vae import AutoencoderKL
@@ -165,7 +166,7 @@ def test_rates_by_part_of_the_network(run):
 def test_loss_that_is_no_number_stops_the_run(tmp_path, run):
     stage = denoiser_stage(with_loop(run, steps=4))
     stage.pool[5] = math.nan
-    with pytest.raises(ValueError, match=r"became infinite or NaN before step 2.*lower optimizer.rate"):
+    with pytest.raises(ValueError, match=r"became infinite or NaN in step 2;.*lower optimizer.rate"):
         train(stage, tmp_path)
 
 

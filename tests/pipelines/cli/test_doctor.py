@@ -21,6 +21,7 @@ def test_healthy(ldm: Callable[..., Any]) -> None:
     assert f"  text_encoder     {ROOT / 'text_encoder'}\n" in ran.out
     assert ran.out.endswith("no package is shadowed\n")
     assert "cores" in ran.out
+    assert "  cpu attention    kernel of our own for bfloat16: " in ran.out
 
 
 def test_json(ldm: Callable[..., Any]) -> None:
@@ -75,6 +76,22 @@ def test_torch_that_does_not_load_is_reported(tmp_path: Path, environment: dict[
     status, findings = examine(tmp_path, environment)
     assert status == 0
     assert findings["devices"]["error"] == "OSError: libcudart.so is missing"
+
+
+def test_the_kernel_for_attention_is_told(ldm: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LDM_NATIVE", "0")
+    said = "off, by LDM_NATIVE in the environment"
+    assert f"kernel of our own for bfloat16: {said}\n" in ldm("doctor").out
+    assert json.loads(ldm("doctor", "--json").out)["devices"]["cpu"]["native_attention"] == said
+
+
+def test_another_unet_has_no_kernel_to_tell_of(tmp_path: Path, environment: dict[str, str]) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet/__init__.py").touch()
+    status, findings = examine(tmp_path, environment)
+    assert status == 1
+    assert findings["devices"]["cpu"]["native_attention"].startswith("unknown, ModuleNotFoundError")
+    assert findings["devices"]["error"] is None
 
 
 def test_cuda_devices_are_described(monkeypatch: pytest.MonkeyPatch) -> None:

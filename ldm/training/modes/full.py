@@ -1,0 +1,30 @@
+"""All weights of the U-Net, and of the text encoder where that is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from configs.finetuning import FineTuneConfig
+from ldm.model import LatentDiffusion
+from ldm.training.modes.mode import RESULTS, Prepared, assembled, frozen, tuned
+from ldm.training.reading import freeze_unread
+from ldm.training.results import write_model
+from ldm.training.tuned import Tuned
+
+
+def prepare(model: LatentDiffusion, config: FineTuneConfig) -> Prepared:
+    """Leaves the model as a folder, and as a single file where that is asked for."""
+    frozen(model, config)
+    model.unet.requires_grad_(config.trains.unet)
+    model.text_encoder.requires_grad_(config.trains.text)
+    freeze_unread(model.text_encoder)
+    module = tuned(model, config)
+
+    def write(best: nn.Module, folder: Path) -> list[Path]:
+        assert isinstance(best, Tuned)
+        result = config.result
+        return write_model(assembled(model, best), folder, config.name, dtype=RESULTS[result.precision], result=result)
+
+    return Prepared(module, write, {"text_encoder.": config.trains.text_rate})
