@@ -88,10 +88,10 @@ def template(name: str) -> str:
 
 
 def is_fine_tuning(path: str | Path) -> bool:
-    """Whether a run file, read as `read` reads it, is of fine-tuning: it says a mode."""
+    """Whether a run file, read as `read` reads it, is of fine-tuning: it says a mode, or what the data are."""
     path = Path(path).expanduser()
     values = _parsed(path, _text(path))
-    return isinstance(values, Mapping) and "mode" in values
+    return isinstance(values, Mapping) and bool({"mode", "data"} & set(values))
 
 
 # files to values

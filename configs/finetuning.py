@@ -13,7 +13,23 @@ from configs.training import LoopConfig, OptimizerConfig
 Mode = Literal["full", "lora", "inversion", "controlnet", "autoencoder"]
 MODES: tuple[Mode, ...] = ("full", "lora", "inversion", "controlnet", "autoencoder")
 HINTS = ("paired", "edges")
-LOOP = LoopConfig(batch=4, optimizer=OptimizerConfig(rate=1e-4, warmup=50), sample_every=250)
+
+
+@dataclass(frozen=True)
+class TuningOptimizer(OptimizerConfig):
+    """With the defaults of fine-tuning."""
+
+    rate: float = 1e-4
+    warmup: int = 50
+
+
+@dataclass(frozen=True)
+class TuningLoop(LoopConfig):
+    """With the defaults of fine-tuning."""
+
+    batch: int = 4
+    optimizer: TuningOptimizer = TuningOptimizer()
+    sample_every: int = 250
 
 
 @dataclass(frozen=True)
@@ -230,7 +246,7 @@ class ValidationConfig:
     prompts: tuple[str, ...] = ()
     negative_prompt: str = ""
     seed: int = 0
-    steps: int = 0  # 0: the model's own number, or 25
+    steps: int = 0  # 0: the model's own number, or 50
     guidance_scale: float = 0.0  # 0: the model's own
     measure_every: int = 100
     stop_on_overfit: bool = False
@@ -270,7 +286,7 @@ class FineTuneConfig:
     reconstruction: ReconstructionConfig = ReconstructionConfig()
     prior: PriorConfig = PriorConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    loop: LoopConfig = LOOP
+    loop: TuningLoop = TuningLoop()
     validation: ValidationConfig = ValidationConfig()
     result: ResultConfig = ResultConfig()
 
@@ -282,12 +298,5 @@ class FineTuneConfig:
         require(word, "inversion.word", self.inversion.word, 'a new word, such as "<my-cat>"')
         even = not self.prior.prompts or self.loop.batch % (2 * self.loop.accumulation) == 0
         require(even, "loop.batch", self.loop.batch, "an even number for each accumulated part: half is for the prior")
-        paired = self.mode != "controlnet" or self.control.hint != "paired" or self._has_hints()
-        require(paired, "data.hints", self.data.hints, 'the folder of control images, or control.hint = "edges"')
-
-    def _has_hints(self) -> bool:
-        return all(source.hints or source.hint_column or _is_table(source) for source in self.data.all_sources)
-
-
-def _is_table(source: SourceConfig) -> bool:
-    return source.path.endswith((".jsonl", ".csv", ".parquet", ".tar"))
+        alone = not self.prior.prompts or self.mode in ("full", "lora")
+        require(alone, "prior.prompts", self.prior.prompts, 'none, but for mode = "full" and "lora"')

@@ -11,10 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from configs.finetuning import FineTuneConfig
+from ldm.data.pictures.cache import key_of
 from ldm.model import LatentDiffusion
 from ldm.training.modes.mode import assembled
 from ldm.training.tuned import Tuned
 from unet.controlnet import ControlNet
+from vae import AutoencoderKL
 
 _SIDE, _LINE = 256, 14  # pixels of a picture's longer side at most, and of a line of its caption
 
@@ -60,16 +62,25 @@ class Validation:
         return self.folder / "before"
 
     def begin(self, module: nn.Module) -> None:
-        """Draws with the untrained model, unless that has been done."""
-        if len(list(self.before.glob("*.png"))) == len(self.config.validation.prompts):
+        """Draws with the untrained model what has not been drawn with it yet."""
+        if all(path.exists() for path in self._places()):
             return
         self.before.mkdir(parents=True, exist_ok=True)
-        for number, picture in enumerate(self._drawn(module)):
-            picture.save(self.before / f"{number:03d}.png")
+        for path, picture in zip(self._places(), self._drawn(module), strict=True):
+            picture.save(path)
+
+    def _places(self) -> list[Path]:
+        """A file for each prompt, told apart by all that the picture depends on beside the model."""
+        asked, hints = self.config.validation, self._hints() if self.hints else []
+        same = (asked.steps, asked.guidance_scale, asked.negative_prompt)
+        seeds = enumerate(asked.prompts, asked.seed)
+        keys = [key_of(prompt, seed, same) for seed, prompt in seeds]
+        keys = [key_of(key, hint.tobytes()) for key, hint in zip(keys, hints, strict=True)] if hints else keys
+        return [self.before / f"{key[:16]}.png" for key in keys]
 
     def __call__(self, module: nn.Module) -> Image.Image:
         """The pictures of today beneath those of before."""
-        before = [Image.open(path).convert("RGB") for path in sorted(self.before.glob("*.png"))]
+        before = [Image.open(path).convert("RGB") for path in self._places()]
         rows = {"before": before, "now": self._drawn(module)}
         if self.hints:
             rows = {"control": self._hints(), **rows}
@@ -83,7 +94,11 @@ class Validation:
         asked = self.config.validation
         wanted = Wanted(asked.prompts, asked.seed, asked.steps, asked.guidance_scale, asked.negative_prompt)
         if not isinstance(module, Tuned):
-            return self.draw(self.model, wanted)
+            autoencoder = module.autoencoder
+            assert isinstance(autoencoder, AutoencoderKL)
+            for network in (self.model.unet, self.model.text_encoder):  # what trains the autoencoder leaves them behind
+                network.to(next(autoencoder.parameters()).device)
+            return self.draw(replace(self.model, autoencoder=autoencoder), wanted)
         if module.control is not None:
             wanted = replace(wanted, control=module.control, hints=self._hints())
         was = module.training

@@ -15,6 +15,7 @@ from ldm.data.pictures.cache import Cache, key_of
 from ldm.data.pictures.set import Outline, Pictures
 from ldm.model import LatentDiffusion
 from ldm.training.reading import embed, token_ids
+from ldm.training.stage import Batch
 from vae.pixels import from_pil
 
 
@@ -52,22 +53,28 @@ def encode_pictures(
 def encode_texts(
     model: LatentDiffusion, captions: Iterable[str], chunks: int, folder: Path, *, device: torch.device
 ) -> Cache:
-    """`tokens` (chunks * n, d) and `pooled` (p,), where there is one, of each caption, under `key_of(caption)`."""
+    """`tokens` (chunks * n, d) and `pooled` (p,), where there is one, of each caption, under `text_key`."""
     encoder = model.text_encoder.to(device)
     cache = Cache(folder / "texts" / f"{identity(encoder)}-{chunks}")
     state = PartialState()
-    for number, caption in enumerate(sorted({*captions, ""})):
-        if number % state.num_processes == state.process_index and cache.get(key_of(caption)) is None:
-            ids = token_ids(encoder, caption, chunks)
+    for caption in sorted({*captions, ""})[state.process_index :: state.num_processes]:
+        ids = token_ids(encoder, caption, chunks)
+        if cache.get(text_key(ids)) is None:
             text = embed(encoder, {name: value[None].to(device) for name, value in ids.items()})
             entry = {"tokens": text.tokens[0].cpu()}
             if text.pooled is not None:
                 entry["pooled"] = text.pooled[0].cpu()
-            cache.put(key_of(caption), entry)
+            cache.put(text_key(ids), entry)
     state.wait_for_everyone()
     return cache
 
 
 def identity(network: nn.Module) -> str:
-    """16 hex digits of a network's weights and their precision."""
-    return hash_of_state(network)[:16]
+    """16 hex digits of a network's weights, their precision, and what it makes of them."""
+    parts = [(repr(getattr(part, "config", "")), repr(getattr(part, "policy", ""))) for part in network.modules()]
+    return key_of(hash_of_state(network), [part for part in parts if part != ("''", "''")])[:16]
+
+
+def text_key(ids: Batch) -> str:
+    """The key of a caption's entry: what the encoders read of it."""
+    return key_of(*(ids[name].tolist() for name in sorted(ids)))

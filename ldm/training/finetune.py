@@ -49,22 +49,22 @@ def finetune(
     """
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     output, main = Path(output), PartialState(cpu=cpu).is_main_process
-    if fresh and main:
+    patience = Patience(minutes)
+    run = ready(config, output, draw, progress=progress, cpu=cpu)
+    for line in (*run.report.lines(), *_held_out(run)):
+        _say(line)
+    if fresh and main:  # not before it is known that there will be another run
         for name in ("checkpoints", "averages", "samples", "result", "finished", "log.jsonl"):
             _remove(output / name)
     PartialState().wait_for_everyone()
-    patience = Patience(minutes)
-    run = ready(config, output, draw, progress=progress, cpu=cpu)
-    for line in run.report.lines():
-        _say(line)
-    if finished(output, run.digest) >= config.loop.steps:
+    if finished(output, run.digest) >= config.loop.steps and (output / "result").exists():
         _say(f"this run is finished: {output / 'result'}")
         return sorted((output / "result").iterdir())
     with advice("", config.loop, PartialState().num_processes):
-        trainer = Trainer(run.stage, output, cpu=cpu, run=run.digest)
         if run.validation and main:
-            run.validation.begin(trainer.averaged["tuned"])
-        judge = Judge(output / "log.jsonl", stops=config.validation.stop_on_overfit)
+            run.validation.begin(run.prepared.module.to(PartialState().device))
+        trainer = Trainer(run.stage, output, cpu=cpu, run=run.digest)
+        judge = Judge(output / "log.jsonl", trainer.step, stops=config.validation.stop_on_overfit)
         reason = steps_of(trainer, config.name, patience, progress=progress, judge=judge)
     if reason and reason != ENOUGH:
         kept = f"kept at step {trainer.step} of {config.loop.steps}"
@@ -80,10 +80,11 @@ def finetune(
 class Judge:
     """Says when a model begins to learn its pictures by heart. `log` has the measures of a run that goes on."""
 
-    def __init__(self, log: Path, *, stops: bool) -> None:
+    def __init__(self, log: Path, step: int, *, stops: bool) -> None:
         self.stops, self.watch, self.told = stops, Overfitting(), False
         for line in read_log(log):
-            self.watch.sees(line)
+            if line.get("step", 0) <= step:  # later ones will be cut and measured again
+                self.watch.sees(line)
 
     def __call__(self, numbers: Mapping[str, float]) -> bool:
         """Takes in a measure; whether to stop."""
@@ -105,7 +106,7 @@ def _finish(run: Ready, trainer: Trainer, output: Path) -> list[Path]:
     (draft / "README.md").write_text(card(run.config, _facts(run, trainer, output, draft, made)), encoding="utf-8")
     _remove(output / "result")
     draft.rename(output / "result")
-    mark(output, trainer.step, run.digest)
+    mark(output, run.config.loop.steps, run.digest)  # also where it was enough before
     paths = sorted((output / "result").iterdir())
     _say(f"finished: {', '.join(map(str, paths))}")
     return paths
@@ -121,7 +122,7 @@ def _facts(run: Ready, trainer: Trainer, output: Path, draft: Path, made: list[P
         else [{}, {}]
     )
     grids = sorted((output / "samples").glob("step-*.png"))
-    if grids:
+    if grids and run.config.mode != "controlnet":  # whose grid shows what was made of the person's pictures
         shutil.copyfile(grids[-1], draft / "grid.png")
     items, sources = run.pictures.items, run.config.data.all_sources
     return Facts(
@@ -139,10 +140,15 @@ def _facts(run: Ready, trainer: Trainer, output: Path, draft: Path, made: list[P
         left_out=run.report.found - run.report.kept - len(run.report.opted_out),
         before=losses[0],
         after=losses[-1],
-        grid="grid.png" if grids else "",
+        grid="grid.png" if (draft / "grid.png").exists() else "",
         files=tuple(path.name for path in made),
         tags=Counter(tag for text in run.captions for tag in _tags(run.config, text)) if run.config.result.tags else {},
     )
+
+
+def _held_out(run: Ready) -> list[str]:
+    others = run.pictures.held_out
+    return [f"{len(others.items)} of them are held out, for measuring"] if others else []
 
 
 def _tags(config: FineTuneConfig, caption: str) -> list[str]:

@@ -12,9 +12,10 @@ from torch import nn
 
 from configs.finetuning import FineTuneConfig
 from configs.training import LoopConfig
-from ldm.data.pictures.cache import Cache, key_of
+from ldm.data.pictures.cache import Cache
 from ldm.data.pictures.set import Example, Outline, Pictures
 from ldm.model import LatentDiffusion
+from ldm.training.encoded import text_key
 from ldm.training.modes.mode import Prepared
 from ldm.training.objective import normal
 from ldm.training.probe import Probe
@@ -131,12 +132,20 @@ class FineTuning:
         return isinstance(self.module, Tuned) and self.module.control is not None
 
     def _known(self, outline: Outline) -> Batch | None:
-        return self.latents.get(outline.key) if self.latents else None
+        if self.latents is None:
+            return None
+        if (known := self.latents.get(outline.key)) is None:
+            raise _lost(outline.name)
+        return known
 
     def _read(self, caption: str) -> Batch:
         ids = token_ids(self.text_encoder, caption, self.chunks)
-        known = self.texts.get(key_of(caption)) if self.texts else None
-        return {"own_chunks": ids["own_chunks"], **known} if known else ids
+        read = {"empty": torch.tensor(not caption)}
+        if self.texts is None:
+            return read | ids
+        if (known := self.texts.get(text_key(ids))) is None:
+            raise _lost(f"the text {caption[:80]!r}")
+        return read | {"own_chunks": ids["own_chunks"], **known}
 
     def _shape(self, batch: Batch) -> tuple[int, ...]:
         """Of the latents (c, h, w)."""
@@ -144,6 +153,10 @@ class FineTuning:
             return tuple(batch["mean"].shape)
         h, w = (side // self.autoencoder.factor for side in batch["pixels"].shape[1:])
         return (self.autoencoder.config.latent_channels, h, w)
+
+
+def _lost(what: str) -> ValueError:
+    return ValueError(f"the cache has lost {what}: start the same command again, which encodes it anew and goes on")
 
 
 def _pixels(example: Outline) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Collection
 from dataclasses import fields, is_dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -18,8 +19,19 @@ USES: dict[str, tuple[str, ...]] = {
     "denoiser": ("autoencoder", "text"),
 }
 _LENGTHS = {"steps", "accumulation", "precision", "checkpoint_every", "keep", "sample_every", "log_every", "workers"}
-_RATES = {"rate", "betas", "weight_decay", "clip", "warmup", "schedule", "floor", "text_rate", "discriminator_rate"}
-_FREE = _LENGTHS | _RATES | {"compile"}  # what a stage that has begun may go on with
+_RATES = {
+    "rate",
+    "betas",
+    "weight_decay",
+    "clip",
+    "warmup",
+    "schedule",
+    "power",
+    "floor",
+    "text_rate",
+    "discriminator_rate",
+}
+FREE = _LENGTHS | _RATES | {"compile", "checkpointing", "trackers"}  # what a stage that has begun may go on with
 
 
 def fingerprint(run: RunConfig, stage: str) -> str:
@@ -27,7 +39,7 @@ def fingerprint(run: RunConfig, stage: str) -> str:
 
     A value equal to its default counts for nothing, so that a new key with a harmless default changes no digest.
     """
-    parts = [stage, run.size, run.seed, _told(run.world), _told(getattr(run, stage))]
+    parts = [stage, run.size, run.seed, told(run.world), told(getattr(run, stage))]
     parts += [fingerprint(run, name) for name in USES[stage]]
     return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
@@ -67,13 +79,15 @@ def noted(folder: Path) -> tuple[int, str]:
     return (int(steps), found) if steps.isdecimal() else (0, "")
 
 
-def _told(value: Any) -> Any:
+def told(value: Any, free: Collection[str] = FREE) -> Any:
     """What a table says beyond its defaults, as values of JSON, without what may change on the way."""
+    if isinstance(value, tuple):
+        return [told(one, free) for one in value]
     if not is_dataclass(value):
         return value
-    told = {}
+    said = {}
     for field in fields(value):
         given = getattr(value, field.name)
-        if field.name not in _FREE and (is_dataclass(given) or given != field.default):
-            told[field.name] = _told(given)
-    return {name: one for name, one in told.items() if one != {}}
+        if field.name not in free and (is_dataclass(given) or given != field.default):
+            said[field.name] = told(given, free)
+    return {name: one for name, one in said.items() if one != {}}

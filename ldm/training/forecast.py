@@ -196,7 +196,8 @@ def seconds(stage: FineTuning, *, cpu: bool = False) -> Timing:
     Nothing of them stays: neither files nor changes of the module's tensors, and the module is where it was.
     """
     short, steps = copy.copy(stage), WARM + STEPS
-    loop = replace(stage.loop, steps=steps + 1, checkpoint_every=steps + 1, log_every=1)  # the last would be kept
+    never = steps + 1  # the last step would be kept
+    loop = replace(stage.config.loop, steps=never, checkpoint_every=never, log_every=1)
     short.config = replace(stage.config, loop=loop)
     with tempfile.TemporaryDirectory() as folder, _untouched(stage.module):
         trainer = Trainer(short, Path(folder), cpu=cpu)

@@ -21,12 +21,14 @@ def advice(stage: str, loop: LoopConfig, processes: int = 1) -> Iterator[None]:
 
 
 def _advice(stage: str, loop: LoopConfig, processes: int) -> str:
-    first = 2 * loop.accumulation
+    """stage: the table of the run file that has the loop, "" where it is one of its own."""
+    first, place = 2 * loop.accumulation, f"{stage}." if stage else ""
     more = next((n for n in range(first, loop.batch + 1) if loop.batch % (n * processes) == 0), None)
     if more is None:
-        return f"the run file's networks of the stage {stage} are too large, or its pictures: make them smaller"
+        whose = f"of the stage {stage} " if stage else ""
+        return f"the run file's networks {whose}are too large, or its pictures: make them smaller"
     effect = "the same result" if stage != "text" else "fewer pictures to tell a caption from"
     return (
-        f"set {stage}.loop.accumulation = {more} in the run file (a step in smaller parts, with {effect}) and start it "
+        f"set {place}loop.accumulation = {more} in the run file (a step in smaller parts, with {effect}) and start it "
         "again, or make the networks smaller"
     )

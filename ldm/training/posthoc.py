@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -52,13 +52,21 @@ class PowerAverage:
 
 
 def keep_snapshot(average: PowerAverage, step: int, folder: Path) -> None:
-    """Writes an average after `step` steps beside those before it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes an average after `step` steps beside those before it. All are kept, for what they are to be combined to
+    is not known. Raises OSError with what to do where it cannot be written."""
     place = folder / f"length-{average.length:g}-step-{step:08d}.safetensors"
     draft = place.with_suffix(".part")
     notes = {"step": str(step), "gamma": repr(average.gamma)}
-    save_file({name: value.cpu().contiguous() for name, value in average.weights.items()}, draft, notes)
-    draft.replace(place)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.cpu().contiguous() for name, value in average.weights.items()}, draft, notes)
+        draft.replace(place)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        draft.unlink(missing_ok=True)
+        raise OSError(
+            f"the averages of step {step} could not be written to {folder} ({error}): make room, or leave out "
+            "loop.ema_lengths, and start the same command again"
+        ) from error
 
 
 def averaged_over(folder: Path, length: float, steps: int) -> dict[str, Tensor]:

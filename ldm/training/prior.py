@@ -4,44 +4,52 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accelerate import PartialState
+from PIL import Image
 
 from configs.finetuning import FineTuneConfig
-from ldm.checkpoint.hash import weights_hash
 from ldm.data.emoji_scenes.keyed import digest
-from ldm.model import LatentDiffusion
-from ldm.training.drawing import Draw, Wanted
+from ldm.data.pictures.cache import key_of
+from ldm.training.drawing import Wanted
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 8
+Drawn = Callable[[Wanted], list[Image.Image]]
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def class_pictures(config: FineTuneConfig, model: LatentDiffusion, draw: Draw, folder: Path) -> Path:
+def class_pictures(config: FineTuneConfig, model_hash: str, draw: Drawn, folder: Path) -> Path:
     """The folder of the class's pictures with captions, as many as are asked for. What is missing is drawn, never
     over a picture that is there. Raises ValueError for pictures that another model or other prompts have drawn."""
     prior = config.prior
-    place = Path(prior.path).expanduser() if prior.path else folder / "prior"
+    made = {"prompts": list(prior.prompts), "model": model_hash, "seed": config.seed}
+    place = Path(prior.path).expanduser() if prior.path else folder / f"prior-{key_of(made)[:8]}"
     if PartialState().is_main_process:
         place.mkdir(parents=True, exist_ok=True)
-        _require_same(place, {"prompts": list(prior.prompts), "model": weights_hash(model)})
-        there = sum(1 for path in place.iterdir() if path.suffix.lower() in ENDINGS)
-        if there < prior.count:
-            _log.info("drawing %d pictures of the prior's prompts into %s", prior.count - there, place)
-        for first in range(there, prior.count, _AT_ONCE):
-            _draw(config, model, draw, place, range(first, min(first + _AT_ONCE, prior.count)))
+        _require_same(place, made)
+        there = {path.stem for path in place.iterdir() if path.suffix.lower() in ENDINGS}
+        named = {f"class-{number:05d}": number for number in range(prior.count)}
+        others = len(there - named.keys())  # a person's own
+        missing = [number for name, number in named.items() if name not in there][: max(prior.count - len(there), 0)]
+        if missing:
+            _log.info("drawing %d pictures of the prior's prompts into %s (%d are there)", len(missing), place, others)
+        for first in range(0, len(missing), _AT_ONCE):
+            _draw(config, draw, place, missing[first : first + _AT_ONCE])
     PartialState().wait_for_everyone()
     return place
 
 
-def _draw(config: FineTuneConfig, model: LatentDiffusion, draw: Draw, place: Path, numbers: range) -> None:
+def _draw(config: FineTuneConfig, draw: Drawn, place: Path, numbers: Sequence[int]) -> None:
     prompts = [config.prior.prompts[number % len(config.prior.prompts)] for number in numbers]
-    seed = digest("prior", config.seed, numbers.start) % 2**31
-    for number, prompt, picture in zip(numbers, prompts, draw(model, Wanted(prompts, seed)), strict=True):
+    seed = digest("prior", config.seed, numbers[0]) % 2**31
+    for number, prompt, picture in zip(numbers, prompts, draw(Wanted(prompts, seed)), strict=True):
         (place / f"class-{number:05d}.txt").write_text(prompt, encoding="utf-8")
-        picture.save(place / f"class-{number:05d}.png")
+        draft = place / f".class-{number:05d}.part"
+        picture.save(draft, "PNG")
+        draft.replace(place / f"class-{number:05d}.png")
 
 
 def _require_same(place: Path, made: dict[str, object]) -> None:

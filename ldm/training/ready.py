@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, is_dataclass, replace
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
+from PIL import Image
 
 from configs.finetuning import FineTuneConfig, SourceConfig
 from ldm.checkpoint import embedded, load_model, resolve
+from ldm.checkpoint.files import listed
 from ldm.checkpoint.hash import weights_hash
+from ldm.data.pictures.item import Item
 from ldm.data.pictures.report import Report
 from ldm.data.pictures.scan import scan
 from ldm.data.pictures.set import Outline, Pictures
 from ldm.data.pictures.variants import variants
 from ldm.model import LatentDiffusion
 from ldm.training.device import suited
-from ldm.training.drawing import Draw, Validation
-from ldm.training.encoded import encode_pictures, encode_texts
+from ldm.training.drawing import Draw, Validation, Wanted
+from ldm.training.encoded import encode_pictures, encode_texts, identity
 from ldm.training.finetuning import Examples, FineTuning, WithPrior
+from ldm.training.fingerprint import FREE, told
 from ldm.training.modes import PREPARE
-from ldm.training.modes.mode import DTYPES, Prepared
+from ldm.training.modes.mode import Prepared, in_precision
 from ldm.training.prior import class_pictures
 from ldm.training.probe import MOST, SHARES, Probe
 from ldm.training.reading import chunks_for
 from ldm.training.tuned import Tuned
 
-# what a run that has begun may go on with: it changes neither what is learned nor from what
-_FREE = {"steps", "accumulation", "precision", "checkpoint_every", "keep", "sample_every", "log_every", "workers"}
-_FREE |= {"checkpointing", "rate", "betas", "weight_decay", "clip", "warmup", "schedule", "power", "floor", "text_rate"}
-_FREE |= {"name", "validation", "result", "cache", "licence"}
+# what a run that has begun may go on with: it changes neither what is learned nor from what; and places, for what was
+# found there is told by its content
+_FREE = FREE | {"name", "validation", "result", "cache", "licence", "trackers", "model", "path", "hints"}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -65,8 +71,11 @@ def ready(
     device = PartialState(cpu=cpu).device
     model, source = loaded(config)
     model_hash = weights_hash(model)
+    identities = [model_hash, identity(model.text_encoder), identity(model.autoencoder)]
     # pictures
     items, report = scan(config.data)
+    if config.mode == "controlnet" and config.control.hint == "paired":
+        _require_hints(items)
     size = config.data.size or own_size(model)
     config = replace(config, data=replace(config.data, bucket_step=bucket_step(config, size, model.autoencoder.factor)))
     batch = config.loop.batch // (2 if config.prior.prompts else 1)
@@ -74,33 +83,33 @@ def ready(
     pictures = Pictures(items, config.data, size=size, seed=config.seed, batch=batch, edges=edges)
     prior = None
     if config.prior.prompts:
-        prior = pictures if dry else _prior(config, model, draw, output, size)
-    captions = [caption for each in (pictures, prior) if each for item in each.items for caption in item.captions]
+        prior = pictures if dry else _prior(config, model_hash, draw, output, size)
+    sets = [each for each in (pictures, pictures.held_out, prior) if each]
+    captions = [caption for each in sets for item in each.items for caption in item.captions]
     # encoded once
     prepared = PREPARE[config.mode](model, config)
     suited(prepared.module)
     chunks = chunks_for(model.text_encoder, captions)
     latents = texts = None
     if config.data.cache and not dry and isinstance(prepared.module, Tuned):
-        examples = _fixed_crops(pictures, prior)
-        latents = encode_pictures(model, examples, output / "cache", device=device, progress=progress)
+        if config.data.crop == "center":
+            examples = _fixed_crops(pictures, prior)
+            latents = encode_pictures(model, examples, output / "cache", device=device, progress=progress)
         if not prepared.module.reads and not config.data.shuffle_tags:
             texts = encode_texts(model, captions, chunks, output / "cache", device=device)
     # stage
     shown: Examples = WithPrior(pictures, prior, config.prior.weight) if prior else pictures
-    stage = FineTuning(config, model, prepared, shown, chunks=chunks, latents=latents, texts=texts)
-    stage.probe = _probe(stage, pictures)
     validation = None if dry else _validation(config, model, draw, output, pictures)
-    stage._samples = validation
-    digest = _digest(config, model_hash, pictures.fingerprint, prior.fingerprint if prior else "")
+    stage = FineTuning(config, model, prepared, shown, chunks=chunks, latents=latents, texts=texts, samples=validation)
+    stage.probe = _probe(stage, pictures)
+    digest = _digest(config, *identities, pictures.fingerprint, prior.fingerprint if prior else "")
     return Ready(config, model, source, model_hash, prepared, pictures, report, captions, stage, validation, digest)
 
 
 def loaded(config: FineTuneConfig) -> tuple[LatentDiffusion, str]:
-    """The model of a run file, on the CPU, and its name. What all of its weights are trained in is float32."""
+    """The model of a run file, on the CPU as it is stored, but for the autoencoder, in float32; and its name."""
     name = config.model or str(embedded())
-    whole = config.mode not in ("lora", "inversion")
-    model = load_model(resolve(name), dtype=torch.float32 if whole else DTYPES[config.loop.precision])
+    model = load_model(resolve(name))
     model.source = name
     if reason := _unfit(model):
         raise ValueError(f"{name} {reason}, which cannot be fine-tuned here: take a text-to-image model")
@@ -134,23 +143,36 @@ def bucket_step(config: FineTuneConfig, size: int, factor: int) -> int:
     return step
 
 
-def _prior(config: FineTuneConfig, model: LatentDiffusion, draw: Draw, output: Path, size: int) -> Pictures:
+def _require_hints(items: Sequence[Item]) -> None:
+    """Raises ValueError where a picture has no control image."""
+    if lacking := [item.name for item in items if item.hint is None]:
+        raise ValueError(
+            f"{len(lacking)} pictures have no control image ({listed(lacking, 3)}): name its folder in data.hints, or "
+            'a column in hint_column; or set control.hint = "edges"'
+        )
+
+
+def _prior(config: FineTuneConfig, model_hash: str, draw: Draw, output: Path, size: int) -> Pictures:
     """The pictures of the class; those without a caption have its first prompt."""
-    model.unet.to(PartialState().device)
-    for network in model.networks().values():
-        network.to(PartialState().device)
-    place = class_pictures(config, model, draw, output)
+
+    def drawn(wanted: Wanted) -> list[Image.Image]:
+        model = in_precision(loaded(config)[0], config)  # one that training has not touched
+        for network in model.networks().values():
+            network.to(PartialState().device)
+        return draw(model, wanted)
+
+    place = class_pictures(config, model_hash, drawn, output)
     source = SourceConfig(str(place), caption=config.prior.prompts[0])
-    alone = replace(config.data, path="", hints="", sources=(source,), trigger="", held_out=0.0)
+    alone = replace(config.data, path="", hints="", sources=(source,), trigger="", held_out=0.0, shuffle_tags=False)
     data = replace(alone, smallest=1, enlarge=True)
-    items, _ = scan(data)
+    items, report = scan(data)
+    for line in report.lines() if len(items) < config.prior.count else ():
+        _log.warning("of the prior's pictures, %s", line)
     return Pictures(items, data, size=size, seed=config.seed + 1, batch=config.loop.batch // 2)
 
 
 def _fixed_crops(pictures: Pictures, prior: Pictures | None) -> list[tuple[Pictures, Outline]]:
-    """Every example whose picture is cut the same way each time; none where crops are drawn."""
-    if pictures.config.crop != "center":
-        return []
+    """Every example of pictures that are cut the same way each time."""
     found = [(each, one) for each in (pictures, pictures.held_out) if each for one in variants(each)]
     beside = [(prior, one) for one in variants(prior, buckets=pictures.shapes())] if prior else []
     return found + beside
@@ -189,13 +211,4 @@ def _validation(
 
 def _digest(config: FineTuneConfig, *others: str) -> str:
     """16 hex digits that change with whatever a run cannot change on its way."""
-    return blake2b(json.dumps([_told(config), *others], sort_keys=True).encode(), digest_size=8).hexdigest()
-
-
-def _told(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_told(one) for one in value]
-    if not is_dataclass(value):
-        return value
-    given = {field.name: getattr(value, field.name) for field in fields(value) if field.name not in _FREE}
-    return {name: _told(one) for name, one in given.items()}
+    return blake2b(json.dumps([told(config, _FREE), *others], sort_keys=True).encode(), digest_size=8).hexdigest()

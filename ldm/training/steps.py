@@ -13,7 +13,7 @@ from ldm.training.log import Log
 from ldm.training.stage import Measured
 from ldm.training.trainer import Report, Trainer
 
-ENOUGH = -1  # the reason of a run that ends itself before its last step
+ENOUGH = 3  # the reason of a run that ends itself before its last step; the number of no signal that is minded
 Judge = Callable[[Mapping[str, float]], bool]  # measures -> whether to stop
 
 

@@ -200,8 +200,8 @@ def precision(config: FineTuneConfig, ready: Ready, device: torch.device) -> Ite
         yield 'loop.precision = "fp16" is for GPUs: take "no" or, where memory is short, "bf16"'
     if device.type == "cpu" and asked == "bf16" and _small(ready) and not has_bfloat16():
         yield (
-            'loop.precision = "bf16" takes this CPU, which has no instructions for it, several times as long as "no", and '
-            "so small a model needs no less memory: take that"
+            'loop.precision = "bf16" takes this CPU, which has no instructions for it, several times as long as "no", '
+            "and so small a model needs no less memory: take that"
         )
 
 

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from ldm.checkpoint.files import listed
@@ -26,6 +27,8 @@ from ldm.training.fingerprint import require
 from ldm.training.optimizers import factor, optimizers
 from ldm.training.posthoc import PowerAverage, keep_snapshot
 from ldm.training.stage import Batch, Named, Player, Stage
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,13 @@ class Trainer:
                 raise ValueError(f'trackers = ["{name}"] needs it: pip install {name}, or leave it out')
         options: dict[str, Any] = {"log_with": list(loop.trackers), "project_dir": self.folder} if loop.trackers else {}
         self.accelerator = Accelerator(mixed_precision=loop.precision, cpu=cpu, **options)
+        if self.accelerator.distributed_type in SHARDED:
+            raise ValueError(
+                f"{self.accelerator.distributed_type} cuts networks among processes, which cannot be kept here yet: run "
+                "`accelerate config` and choose multi-GPU without it"
+            )
         self.players = [_Active(player, stage, self.accelerator) for player in stage.players]
-        self.step = 0
+        self.step, self._kept = 0, -1
         found = checkpoints.newest(self.checkpoints)
         if found is not None:
             self._restore(found)
@@ -98,7 +106,10 @@ class Trainer:
             yield Report(self.step, numbers)
 
     def save(self) -> None:
-        """A checkpoint of this step."""
+        """A checkpoint of this step, if there is none yet."""
+        if self._kept == self.step:
+            return
+        self._kept = self.step
         self.accelerator.wait_for_everyone()
         states = self.accelerator.gather(torch.get_rng_state().to(self.accelerator.device)[None])
         if self.accelerator.is_main_process:
@@ -109,10 +120,10 @@ class Trainer:
             if (scaler := self.accelerator.scaler) is not None:
                 objects["scaler"] = scaler.state_dict()
             found = Checkpoint(self.step, tensors, {**objects, "random": states.cpu()}, self.run)
-            checkpoints.write(self.checkpoints, found, self.stage.loop.keep)
             for active in self.players:
                 for average in active.powers:
                     keep_snapshot(average, self.step, self.folder / "averages" / active.player.name)
+            checkpoints.write(self.checkpoints, found, self.stage.loop.keep)
         self.accelerator.wait_for_everyone()
 
     def _train(self, source: Iterator[Batch]) -> dict[str, Tensor]:
@@ -170,7 +181,7 @@ class Trainer:
         states = found.objects["random"]
         if self.accelerator.process_index < len(states):
             torch.set_rng_state(states[self.accelerator.process_index])
-        self.step = found.step
+        self.step = self._kept = found.step
 
 
 class _Active:

@@ -31,7 +31,8 @@ class Tuned(nn.Module):
 
     mean, std (b, c, h, w) of the latents' distribution, or `pixels` (b, 3, H, W) to encode; `posterior` (b, c, h, w),
     the draw from it; `noise`, `sigma` (b,), perhaps `seen`, of the objective; `tokens`, `pooled`, or token ids to
-    read; `sizes` (b, 6) of SDXL; `hint` (b, 3, H, W) of a ControlNet; `weight` (b,) of the loss.
+    read; `empty` (b,), where there is no caption; `sizes` (b, 6) of SDXL; `hint` (b, 3, H, W) of a ControlNet; `weight`
+    (b,) of the loss.
     """
 
     def __init__(self, model: LatentDiffusion, objective: Objective, control: ControlNet | None = None) -> None:
@@ -41,6 +42,8 @@ class Tuned(nn.Module):
         self.autoencoder: Autoencoder = model.autoencoder
         self.control = control
         self.objective = objective
+        # SDXL draws without a text from zeros, so dropped captions are that too
+        self.zero_empty = bool(model.model_index.get("force_zeros_for_empty_prompt", True))
 
     @property
     def reads(self) -> bool:
@@ -74,6 +77,10 @@ class Tuned(nn.Module):
             tokens, mask, pooled = text.tokens, text.mask, text.pooled
         if self.unet.config.vector != "text_time":
             return Conditioning(tokens, mask)
+        assert pooled is not None
+        if self.zero_empty:
+            said = ~batch["empty"]
+            tokens, pooled = tokens * said[:, None, None], pooled * said[:, None]
         return Conditioning(tokens, mask, pooled, batch["sizes"])
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from configs.finetuning import FineTuneConfig
@@ -23,25 +24,26 @@ def verify(config: FineTuneConfig, draw: Draw, *, progress: bool = True) -> str:
     """Six steps at once, and six interrupted after two and after four, each time from a newly loaded model; says that
     weights, averages and optimizer agree bit for bit, or raises RuntimeError naming the first tensor that does not.
 
-    Nothing is left on disk.
+    Pictures are encoded as they are met, and in the prior's place are one's own. Nothing is left on disk. Raises
+    ValueError on several processes.
     """
+    if PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes > 1:
+        raise ValueError("--verify runs in one process: start it without accelerate launch")
     loop = replace(config.loop, steps=STEPS, checkpoint_every=1, keep=1, log_every=1)
     short = replace(config, loop=loop, validation=replace(config.validation, prompts=(), measure_every=0))
     with tempfile.TemporaryDirectory() as folder:
-        whole = _run(short, Path(folder) / "whole", Path(folder), draw, progress)
+        whole = _run(short, Path(folder) / "whole", draw, progress)
         for stop in (*STOPS, STEPS):
-            cut = _run(short, Path(folder) / "cut", Path(folder), draw, progress, until=stop)
+            cut = _run(short, Path(folder) / "cut", draw, progress, until=stop)
     count = _compare(whole, cut)
     cuts = " and ".join(map(str, STOPS))
     return f"verified: {STEPS} steps, interrupted after {cuts}, give the same {count} tensors, bit for bit"
 
 
-def _run(
-    config: FineTuneConfig, folder: Path, shared: Path, draw: Draw, progress: bool, until: int = STEPS
-) -> Checkpoint:
-    """The checkpoint of step `until`, from where the folder was left. The cache is shared."""
+def _run(config: FineTuneConfig, folder: Path, draw: Draw, progress: bool, until: int = STEPS) -> Checkpoint:
+    """The checkpoint of step `until`, from where the folder was left."""
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
-    run = ready(config, shared, draw, progress=progress, cpu=cpu)
+    run = ready(config, folder, draw, progress=progress, cpu=cpu, dry=True)
     for report in Trainer(run.stage, folder, cpu=cpu, run=run.digest):
         if report.step == until:
             break

@@ -19,6 +19,10 @@ def finetune(args: argparse.Namespace, path: Path) -> None:
     """
     if args.stage or args.start:
         raise ValueError("--stage and --from are for emoji scenes: here the run file names the model")
+    if sum(map(bool, (args.check, args.verify, args.average))) > 1:
+        raise ValueError("--check, --verify and --average each do something of their own: give one of them")
+    if args.average and args.fresh:
+        raise ValueError("--average is of the run that is there, and --fresh would throw it away: give one of them")
     config = read(path, FineTuneConfig)
     if args.steps is not None:
         config = replace(config, loop=replace(config.loop, steps=min(config.loop.steps, args.steps)))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from configs.finetuning import FineTuneConfig, ReconstructionConfig
 from ldm.model import LatentDiffusion
-from ldm.training.modes.mode import RESULTS, Prepared
+from ldm.training.modes.mode import RESULTS, Prepared, frozen, in_precision
 from ldm.training.results import write_vae
 from ldm.training.stage import Batch
 from vae import AutoencoderKL
@@ -37,7 +37,7 @@ class Reconstructed(nn.Module):
     def _terms(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         config, image = self.config, batch["pixels"]
         with torch.set_grad_enabled(self.encodes and torch.is_grad_enabled()):
-            posterior = self.autoencoder.encode(image)
+            posterior = self.autoencoder.encode(image)  # of scaled latents
         output = self.autoencoder.decode(posterior.sample(batch["posterior"]))
         terms = {
             "l1": (output - image).abs().flatten(1).mean(1),
@@ -66,8 +66,7 @@ def prepare(model: LatentDiffusion, config: FineTuneConfig) -> Prepared:
     autoencoder = model.autoencoder
     if not isinstance(autoencoder, AutoencoderKL):
         raise ValueError("a tiny autoencoder cannot be trained here: take a model with its full one")
-    for network in model.networks().values():
-        network.requires_grad_(False)
+    in_precision(frozen(model), config)
     encodes = not config.trains.decoder_only
     autoencoder.float()
     autoencoder.requires_grad_(encodes)

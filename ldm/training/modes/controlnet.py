@@ -18,7 +18,7 @@ from unet.controlnet import ControlNet
 
 def prepare(model: LatentDiffusion, config: FineTuneConfig) -> Prepared:
     """Leaves a folder and a file. The ControlNet begins as a copy of the U-Net that adds nothing."""
-    frozen(model, config)
+    frozen(model)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)  # of the layers that see the control image
         start = config.control.start

@@ -8,7 +8,7 @@ from torch import nn
 
 from configs.finetuning import FineTuneConfig
 from ldm.model import LatentDiffusion
-from ldm.training.modes.mode import RESULTS, Prepared, assembled, frozen, tuned
+from ldm.training.modes.mode import RESULTS, Prepared, assembled, frozen, in_precision, tuned
 from ldm.training.results import write_words
 from ldm.training.tuned import Tuned
 from text_encoder.words import learn_words
@@ -16,7 +16,7 @@ from text_encoder.words import learn_words
 
 def prepare(model: LatentDiffusion, config: FineTuneConfig) -> Prepared:
     """Leaves one file with the vectors."""
-    frozen(model, config)
+    in_precision(frozen(model), config)
     word = config.inversion
     learn_words(model.text_encoder, word.word, start=word.start, vectors=word.vectors)
     module = tuned(model, config)

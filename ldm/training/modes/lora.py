@@ -9,14 +9,14 @@ from torch import nn
 from configs.finetuning import FineTuneConfig
 from ldm.lora.layers import attach, layers_of
 from ldm.model import LatentDiffusion
-from ldm.training.modes.mode import RESULTS, Prepared, assembled, frozen, tuned
+from ldm.training.modes.mode import RESULTS, Prepared, assembled, frozen, in_precision, tuned
 from ldm.training.results import write_lora
 from ldm.training.tuned import Tuned
 
 
 def prepare(model: LatentDiffusion, config: FineTuneConfig) -> Prepared:
     """Leaves two files: kohya's keys, which every program reads, and peft's, which diffusers and peft read."""
-    frozen(model, config)
+    in_precision(frozen(model), config)
     attach(model, config.lora, unet=config.trains.unet, text=config.trains.text, seed=config.seed)
     module = tuned(model, config)
 

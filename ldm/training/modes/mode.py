@@ -18,6 +18,19 @@ from ldm.training.tuned import Tuned, recompute
 from unet.controlnet import ControlNet
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+RESCALING = {  # schedulers of diffusers that know of zero terminal SNR
+    f"{name}Scheduler"
+    for name in (
+        "DDIM",
+        "DDPM",
+        "EulerDiscrete",
+        "EulerAncestralDiscrete",
+        "DPMSolverMultistep",
+        "UniPCMultistep",
+        "LCM",
+        "TCD",
+    )
+}
 RESULTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -41,22 +54,30 @@ class Prepared:
         return {name: value for name, value in self.module.named_parameters() if value.requires_grad}
 
 
-def frozen(model: LatentDiffusion, config: FineTuneConfig) -> LatentDiffusion:
-    """The model with nothing to train yet, in the precision of the run."""
-    for name, network in model.networks().items():
+def frozen(model: LatentDiffusion) -> LatentDiffusion:
+    """The model with nothing to train yet, as it was loaded."""
+    for network in model.networks().values():
         network.requires_grad_(False)
-        if name != "autoencoder":  # its own precision stays: it sees to a dtype that would overflow by itself
+    return model
+
+
+def in_precision(model: LatentDiffusion, config: FineTuneConfig) -> LatentDiffusion:
+    """What stays as it is runs in the precision of the run; the autoencoder, which is used once, in its own."""
+    for name, network in model.networks().items():
+        if name != "autoencoder":
             network.to(DTYPES[config.loop.precision])
     return model
 
 
 def tuned(model: LatentDiffusion, config: FineTuneConfig, control: ControlNet | None = None) -> Tuned:
-    """The module of all modes that train with the denoiser's loss; trained weights become float32."""
+    """The module of all modes that train with the denoiser's loss. What is trained becomes float32, from the weights as
+    they were loaded; all else takes the precision of the run, but for the autoencoder."""
     objective = Objective(config.objective, diffusion_from_scheduler_config(model.scheduler_config))
     module = Tuned(model, objective, control)
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    for name, parameter in module.named_parameters():
+        if not name.startswith("autoencoder."):
+            precision = torch.float32 if parameter.requires_grad else DTYPES[config.loop.precision]
+            parameter.data = parameter.data.to(precision)
     if config.loop.checkpointing:
         recompute(module)
     return module
@@ -80,4 +101,6 @@ def scheduler_config(config: Mapping[str, Any], objective: Objective) -> dict[st
         changed["prediction_type"] = objective.diffusion.prediction
     if objective.diffusion.zero_terminal_snr and not before.zero_terminal_snr:
         changed |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        if changed.get("_class_name") not in RESCALING:
+            changed["_class_name"] = "DDIMScheduler"
     return changed

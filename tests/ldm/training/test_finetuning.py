@@ -52,6 +52,12 @@ def test_a_run_resumed_twice_is_the_uninterrupted_one_bit_for_bit(tmp_path, tiny
 def test_accumulated_parts_are_the_whole_batch(tmp_path, tiny_sd_folder, mode):
     config = with_loop(run_of(mode, tiny_sd_folder, tmp_path), batch=4, ema=0.0)
     _assert_alike(train(config, tmp_path / "a"), train(with_loop(config, accumulation=2), tmp_path / "b"))
+    logs = [begun(with_loop(config, accumulation=n), tmp_path / "c") for n in (1, 2)]
+    norms = [
+        [report.numbers["tuned/norm"] for report in Trainer(run.stage, tmp_path / f"d{n}", cpu=True)]
+        for n, run in enumerate(logs)
+    ]
+    assert norms[1] == pytest.approx(norms[0], rel=0.05)  # Adam would hide a gradient that is twice as large
 
 
 def test_cached_and_uncached_latents_and_texts_train_the_same(tmp_path, tiny_sd_folder):
@@ -173,10 +179,12 @@ def test_learning_by_heart_is_noticed_and_only_then():
 
 def test_a_judge_knows_the_measures_of_the_run_it_goes_on_with(tmp_path, caplog):
     log = tmp_path / "log.jsonl"
-    log.write_text("".join(json.dumps({"trained": 1 - i / 10, "held out": 1 + i / 10}) + "\n" for i in range(3)))
+    lines = [{"step": i, "trained": 1 - i / 10, "held out": 1 + i / 10} for i in range(4)]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with caplog.at_level("INFO", "ldm.training"):
-        assert Judge(log, stops=True)({"trained": 0.5, "held out": 2.0})
-        assert not Judge(log, stops=False)({"trained": 0.5, "held out": 2.0})
+        assert Judge(log, 2, stops=True)({"trained": 0.5, "held out": 2.0})
+        assert not Judge(log, 2, stops=False)({"trained": 0.5, "held out": 2.0})
+        assert not Judge(log, 1, stops=True)({"trained": 0.5, "held out": 2.0})  # what is cut is not counted
     assert "by heart; so the run ends here" in caplog.text
 
 

@@ -48,14 +48,16 @@ def test_a_run_killed_twenty_times_is_the_uninterrupted_one(tmp_path: Path, tiny
         process.wait()
         kills += 1
         found = checkpoints.newest(tmp_path / "run" / "checkpoints")  # warns, and so fails, for a broken one
-        assert found is not None
-        assert found.step >= reached
-        reached = found.step
+        step = 0 if found is None else found.step  # none before the first is whole
+        assert step >= reached
+        reached = step
         if ended:
             break
     assert kills == TIMES or reached == 60
     again = train(config, tmp_path / "run", cache=tmp_path / "cache")
     for name, value in whole.items():
+        if name == "random":  # of the process, which examples do not use
+            continue
         assert torch.equal(value, again[name]), name
 
 

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from configs.files import from_dict, read, template, templates
-from configs.finetuning import DataConfig, FineTuneConfig, SourceConfig
+from configs.finetuning import ControlConfig, DataConfig, FineTuneConfig, InversionConfig, PriorConfig, SourceConfig
 from ldm.data.pictures.scan import scan
 from ldm.data.pictures.set import Pictures
 from ldm.training.ready import Ready, ready
-from ldm.training.suspicions import suspicions
+from ldm.training.suspicions import RATES, suspicions
+from ldm.training.suspicions import rate as suspicious_rate
 from ldm.vocabulary import Vocabulary
 from tests.ldm.training.tuning import no_draw
 
@@ -110,6 +111,14 @@ SETTINGS = {
         "dog means something to the model already",
     ),
     "a prior without weight": ({"prior": {"prompts": ["a square"], "weight": 0.0}}, "prior.weight = 0"),
+    "a prior in a mode that has none": (
+        {"mode": "controlnet", "control": {"hint": "edges"}, "prior": {"prompts": ["a square"]}, "loop": rate(1e-5)},
+        'with "controlnet" it only halves the batch',
+    ),
+    "a text encoder that is not trained": (
+        {"mode": "controlnet", "control": {"hint": "edges"}, "trains": {"text": True}, "loop": rate(1e-5)},
+        'trains.text has no effect in mode = "controlnet"',
+    ),
     "tables of another mode": ({"inversion": {"word": "<it>"}}, 'settings of mode = "inversion"'),
     "random crops with a cache": ({"data": {"crop": "random"}}, "encoded anew each time"),
     "tags without commas": ({"data": {"shuffle_tags": True, "tag_separator": ";"}}, "nothing to shuffle"),
@@ -121,6 +130,27 @@ def test_a_setting_that_looks_like_a_mistake_is_told(with_tables, case):
     tables, told = SETTINGS[case]
     (found,) = with_tables(**tables)
     assert told in found
+
+
+@pytest.mark.parametrize("kind", RATES)
+def test_rates_are_told_from_ten_times_off_the_mode_s_usual_one(run, monkeypatch, kind):
+    def told(factor: float) -> list[str]:
+        loop = replace(run.config.loop, optimizer=replace(run.config.loop.optimizer, rate=factor * RATES[kind]))
+        prior = PriorConfig(("a dog",)) if kind == "dreambooth" else PriorConfig()
+        inversion = InversionConfig("<it>")
+        mode = "full" if kind == "dreambooth" else kind
+        control = ControlConfig("edges")
+        return list(
+            suspicious_rate(
+                replace(run.config, mode=mode, loop=loop, prior=prior, inversion=inversion, control=control), run
+            )
+        )
+
+    assert told(1) == told(9) == told(1 / 9) == told(90) == []  # the model is small
+    assert len(told(100)) == len(told(0.1)) == 1
+    monkeypatch.setattr("ldm.training.suspicions.SMALL", 0)
+    assert told(1) == told(9) == []
+    assert len(told(10)) == len(told(90)) == 1
 
 
 def test_nothing_is_told_of_a_run_without_mistakes(with_tables):
