@@ -169,8 +169,6 @@ def prior(config: FineTuneConfig, ready: Ready) -> Iterator[str]:
     """The prior's pictures."""
     if config.prior.prompts and config.prior.weight == 0:
         yield "prior.weight = 0 has half of every batch count for nothing: leave prior.prompts out, or take 1"
-    if config.prior.prompts and config.mode in ("inversion", "controlnet", "autoencoder"):
-        yield f'prior.prompts are for mode = "full" or "lora"; with "{config.mode}" it only halves the batch'
 
 
 def unused(config: FineTuneConfig, ready: Ready) -> Iterator[str]:

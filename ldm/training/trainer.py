@@ -61,7 +61,7 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision=loop.precision, cpu=cpu, **options)
         if self.accelerator.distributed_type in SHARDED:
             raise ValueError(
-                f"{self.accelerator.distributed_type} cuts networks among processes, which cannot be kept here yet: run "
+                f"{self.accelerator.distributed_type} cuts networks among processes, which is not supported yet: run "
                 "`accelerate config` and choose multi-GPU without it"
             )
         self.players = [_Active(player, stage, self.accelerator) for player in stage.players]
@@ -103,7 +103,9 @@ class Trainer:
                 sums, begun, first, self._waited = {}, time.perf_counter(), self.step, 0.0
             if kept:
                 self.save()
+            left = time.perf_counter()
             yield Report(self.step, numbers)
+            begun += time.perf_counter() - left  # what others do meanwhile is not the loop's
 
     def save(self) -> None:
         """A checkpoint of this step, if there is none yet."""

@@ -77,7 +77,13 @@ def test_the_hub_reads_it() -> None:
         "instance_prompt": CONFIG.data.trigger,
         "tags": ["lora", "dora", "stable-diffusion", "diffusers", "ldm-pipelines"],
     }
-    bare = replace(CONFIG, mode="autoencoder", result=ResultConfig(licence="Ask me, please"), data=DataConfig("x/y"))
+    bare = replace(
+        CONFIG,
+        mode="autoencoder",
+        prior=PriorConfig(),
+        result=ResultConfig(licence="Ask me, please"),
+        data=DataConfig("x/y"),
+    )
     told = front(card(bare, replace(FACTS, base="the embedded model", family="sdxl")))
     assert (told["license"], told["license_name"]) == ("other", "ask-me-please")
     assert told["tags"] == ["vae", "stable-diffusion-xl", "diffusers", "ldm-pipelines"]
@@ -149,7 +155,7 @@ def test_nothing_private_is_told(mode: Any, tmp_path: Path) -> None:
 def test_examples_can_be_run(mode: Any, family: str, base: str) -> None:
     published = base == "some-org/sd15"
     facts = replace(FACTS, family=family, base=base, published=published)
-    text = card(replace(CONFIG, mode=mode), facts)
+    text = card(replace(CONFIG, mode=mode, prior=PriorConfig()), facts)
     assert len(blocks(text, "sh")) == 1
     for command in blocks(text, "sh"):
         program, *words = shlex.split(command)

@@ -111,10 +111,6 @@ SETTINGS = {
         "dog means something to the model already",
     ),
     "a prior without weight": ({"prior": {"prompts": ["a square"], "weight": 0.0}}, "prior.weight = 0"),
-    "a prior in a mode that has none": (
-        {"mode": "controlnet", "control": {"hint": "edges"}, "prior": {"prompts": ["a square"]}, "loop": rate(1e-5)},
-        'with "controlnet" it only halves the batch',
-    ),
     "a text encoder that is not trained": (
         {"mode": "controlnet", "control": {"hint": "edges"}, "trains": {"text": True}, "loop": rate(1e-5)},
         'trains.text has no effect in mode = "controlnet"',
