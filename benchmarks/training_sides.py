@@ -1,34 +1,49 @@
-"""What the training benchmark compares: a U-Net's loss as this project has it and as the parts of diffusers make it."""
+"""What the training benchmark compares, and our side of it: the module and the loop of this project's trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
-from systems import PROCESS, Setting, fill
+from systems import SCHEDULERS, Setting, fill
 from torch import Tensor, nn
 
-from configs.architecture import DiffusionConfig, UNetConfig
-from configs.interchange import unet_to_json
+from configs.architecture import AutoencoderConfig, DiffusionConfig, TextEncoderConfig, UNetConfig
+from configs.finetuning import DataConfig, FineTuneConfig, InversionConfig, Mode, ReconstructionConfig
+from configs.presets import CLIP_L, UNET_SD15, VAE_KL_F8
+from configs.training import LoopConfig, OptimizerConfig
+from ldm.checkpoint.compose import composed
 from ldm.checkpoint.meta import on_meta
-from ldm.conditioning import Conditioning
-from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.prediction import prediction_of
 from ldm.diffusion.schedule import NoiseSchedule
-from ldm.training.denoiser import attention_for
+from ldm.model import LatentDiffusion
 from ldm.training.device import suited
+from ldm.training.modes import PREPARE
+from ldm.training.modes.mode import Prepared
+from ldm.training.stage import Batch, Player
+from ldm.training.trainer import Trainer
+from text_encoder import CLIPTextModel, Tokenizer
 from unet import UNet
+from vae import AutoencoderKL
 
 SIDES = ("ours", "diffusers")
 PRECISIONS = ("autocast", "bfloat16", "float32")
 TOKENS = 77
-
-Batch = dict[str, Tensor]
-Loss = Callable[[Batch], Tensor]
+WORD = "<it>"  # that an inversion learns
+RATE = 1e-5
+# what a mode trains is called alike on both sides but for this
+_PREFIXES: dict[Mode, str] = {
+    "full": "unet.",
+    "lora": "unet.",
+    "inversion": "text_encoder.model.text_model.embeddings.token_embedding.",
+    "controlnet": "control.",
+    "autoencoder": "autoencoder.",
+}
+_NEW: dict[Mode, str] = {"lora": "", "inversion": "", "controlnet": "controlnet_"}  # names of what no model has
 
 
 @dataclass(frozen=True)
@@ -40,80 +55,190 @@ class Task:
     batch: int
     precision: str  # of PRECISIONS
     device: torch.device
+    mode: Mode = "full"
     reference: bool = False  # the very same weights, everything else in float32
 
     @property
+    def trains_own(self) -> bool:
+        """Whether weights of the model itself are trained."""
+        return self.mode in ("full", "autoencoder")
+
+    @property
     def rounding(self) -> torch.dtype:
-        """What the weights are rounded to."""
-        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        """What the model's weights are rounded to, before anything else."""
+        halved = self.precision == "bfloat16" or (self.precision == "autocast" and not self.trains_own)
+        return torch.bfloat16 if halved else torch.float32
 
     @property
     def dtype(self) -> torch.dtype:
-        """What they are kept in."""
-        return torch.float32 if self.reference else self.rounding
+        """What trained weights are kept in."""
+        return torch.bfloat16 if self.precision == "bfloat16" and not self.reference else torch.float32
+
+    @property
+    def frozen(self) -> torch.dtype:
+        """What weights that are not trained are kept in."""
+        return torch.float32 if self.precision == "float32" or self.reference else torch.bfloat16
+
+    @property
+    def text(self) -> TextEncoderConfig:
+        """Stable Diffusion 1's, as wide as the text that the U-Net takes."""
+        c = self.config.context_dim
+        return CLIP_L if c == CLIP_L.width else replace(CLIP_L, width=c, heads=max(c // 64, 1), mlp_width=4 * c)
+
+    @property
+    def autoencoder(self) -> AutoencoderConfig:
+        """Stable Diffusion 1's with its U-Net, else one of half as many channels as the U-Net has."""
+        if self.config.channels == UNET_SD15.channels:
+            return VAE_KL_F8
+        channels = tuple(c // 2 for c in self.config.channels)
+        return replace(VAE_KL_F8, channels=channels, norm_groups=math.gcd(32, *channels))
+
+    @cached_property
+    def sigmas(self) -> Tensor:
+        """Noise levels of the training steps (1000,)."""
+        return torch.tensor(NoiseSchedule(DiffusionConfig()).training_sigmas)
 
     def examples(self, seed: int) -> Batch:
-        """Latents (b, 4, h, w), noise like them, timesteps (b,) and text (b, 77, d), another batch for each seed."""
-        source = torch.Generator().manual_seed(seed)
-        shape = (self.batch, self.config.in_channels, self.size // 8, self.size // 8)
-        drawn = {
-            "latents": torch.randn(shape, generator=source),
-            "noise": torch.randn(shape, generator=source),
-            "t": torch.randint(1000, (self.batch,), generator=source),
-            "context": torch.randn(self.batch, TOKENS, self.config.context_dim, generator=source),
-        }
-        return {name: value.to(self.device) for name, value in drawn.items()}
+        """A batch as the trainer makes them of cached latents and text, with the training steps `t` (b,) beside it;
+        another one for each seed. See `Tuned` and `Reconstructed` for what it holds."""
+        source, b, side = torch.Generator().manual_seed(seed), self.batch, self.size // 8
+        shape = (b, self.config.in_channels, side, side)
+        drawn = {"posterior": torch.randn(shape, generator=source), "weight": torch.ones(b)}
+        if self.mode == "autoencoder":
+            drawn["pixels"] = torch.rand(b, 3, self.size, self.size, generator=source) * 2 - 1
+            return self._there(drawn)
+        drawn |= {"mean": torch.randn(shape, generator=source), "std": torch.full(shape, 0.1)}
+        drawn |= {"noise": torch.randn(shape, generator=source), "own_chunks": torch.ones(b, dtype=torch.long)}
+        drawn["t"] = torch.randint(len(self.sigmas), (b,), generator=source)
+        drawn["sigma"] = self.sigmas[drawn["t"]]
+        if self.mode == "inversion":
+            drawn["ids"] = self._ids(source)
+        else:
+            drawn["tokens"] = torch.randn(b, TOKENS, self.config.context_dim, generator=source)
+        if self.mode == "controlnet":
+            drawn["hint"] = torch.rand(b, 3, self.size, self.size, generator=source)
+        return self._there(drawn)
 
-    def arithmetic(self) -> AbstractContextManager[Any]:
-        mixed = self.precision == "autocast" and not self.reference
-        return torch.autocast(self.device.type, torch.bfloat16) if mixed else nullcontext()
+    def _ids(self, source: torch.Generator) -> Tensor:
+        """Captions (b, 1, 77) with the new word in them, whose number is the first after the vocabulary."""
+        new = self.text.vocabulary
+        ids = torch.randint(new - 2, (self.batch, 1, TOKENS), generator=source)
+        ids[..., 0], ids[..., 5], ids[..., -1] = new - 2, new, new - 1  # start, word, end
+        return ids
+
+    def _there(self, batch: Batch) -> Batch:
+        return {name: value.to(self.device) for name, value in batch.items()}
 
 
-# the two sides
+class Side(Protocol):
+    """One of the two. `gradients` and those of the other have the same names."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Of a batch, (), with a graph."""
+
+    def gradients(self) -> dict[str, Tensor]:
+        """What a backward pass has left, by the name of what is trained."""
+
+    def step(self, batch: Batch) -> None:
+        """A whole training step."""
 
 
-def weights(task: Task) -> UNet:
-    """Our U-Net with seeded weights, to be trained."""
+# the model
+
+
+def model_of(task: Task) -> LatentDiffusion:
+    """With seeded weights of the same values for both sides, not yet in the precision of the run."""
     unet = on_meta("the benchmark", UNet, task.config)
-    fill(unet, 0, Setting("sd15", task.size, 0, "ddim", task.rounding, task.device), task.dtype)
-    return unet.requires_grad_(True).train()
+    autoencoder = on_meta("the benchmark", AutoencoderKL, task.autoencoder)
+    text = on_meta("the benchmark", CLIPTextModel, task.text)
+    setting = Setting("sd15", task.size, 0, "ddim", task.rounding, task.device)
+    for seed, network in enumerate((unet, autoencoder, text)):
+        fill(network, seed, setting, task.dtype)
+    encoder = composed(task.config, [(_tokenizer(), text)])
+    return LatentDiffusion(autoencoder, encoder, unet, SCHEDULERS["ddim"], "sd1")
 
 
-def ours(task: Task) -> tuple[nn.Module, Loss]:
-    unet, process = suited(weights(task)), DiffusionConfig()
-    schedule = NoiseSchedule(process)
-
-    def network(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        out: Tensor = unet(x, t, cond.context)
-        return out
-
-    denoiser = Denoiser(network, prediction_of(process), schedule.time)
-    sigmas = torch.tensor([float(schedule.sigma(float(t))) for t in range(1000)], device=task.device)
-
-    def loss(batch: Batch) -> Tensor:
-        with attention_for(batch["latents"]), task.arithmetic():
-            cond = Conditioning(batch["context"])
-            return denoiser.loss(batch["latents"], batch["noise"], sigmas[batch["t"]], cond).mean()
-
-    return unet, loss
+@cache
+def _tokenizer() -> Tokenizer:
+    return Tokenizer.clip("<|endoftext|>")
 
 
-def theirs(task: Task) -> tuple[nn.Module, Loss]:
-    from diffusers import DDPMScheduler, UNet2DConditionModel
-
-    unet: Any = on_meta("the benchmark", UNet2DConditionModel.from_config, unet_to_json(task.config))
-    unet.load_state_dict(weights(task).state_dict(), assign=True)
-    unet.requires_grad_(True).train()
-    scheduler = DDPMScheduler.from_config(PROCESS)
-
-    def loss(batch: Batch) -> Tensor:
-        noisy = scheduler.add_noise(batch["latents"], batch["noise"], batch["t"])
-        with task.arithmetic():
-            predicted = unet(noisy.to(task.dtype), batch["t"], batch["context"].to(task.dtype)).sample
-        return F.mse_loss(predicted.float(), batch["noise"])
-
-    return unet, loss
+@torch.no_grad()
+def renew(mode: Mode, trained: Mapping[str, Tensor]) -> None:
+    """Seeded values for what a mode adds to the model: small, but not zero, or most gradients would be."""
+    names = [name for name in sorted(trained) if mode in _NEW and name.startswith(_NEW[mode])]
+    for number, name in enumerate(names):
+        source = torch.Generator().manual_seed(number)
+        trained[name].copy_(0.02 * torch.randn(trained[name].shape, generator=source))
 
 
-def side(name: str, task: Task) -> tuple[nn.Module, Loss]:
-    return ours(task) if name == "ours" else theirs(task)
+# our side
+
+
+def run_of(task: Task, folder: Path = Path("pictures"), workers: int = 0) -> FineTuneConfig:
+    """The run file's values: defaults, but for the precision, the reconstruction's loss, which is L1 alone, and the
+    averaged weights, which are not kept."""
+    loop = LoopConfig(
+        steps=10**6,
+        batch=task.batch,
+        precision="bf16" if task.precision == "autocast" else "no",
+        workers=workers,
+        optimizer=OptimizerConfig(rate=RATE, warmup=0, schedule="constant"),
+    )
+    hints = str(folder) if task.mode == "controlnet" else ""
+    return FineTuneConfig(
+        mode=task.mode,
+        name="benchmark",
+        data=DataConfig(str(folder), hints, size=task.size, held_out=0.0),
+        inversion=InversionConfig(WORD),
+        reconstruction=ReconstructionConfig(gradient=0.0),
+        loop=loop,
+    )
+
+
+def prepared_of(task: Task, model: LatentDiffusion, config: FineTuneConfig) -> tuple[Prepared, dict[str, nn.Parameter]]:
+    """The model as its mode prepares it, and what is trained, by common names."""
+    prepared = PREPARE[task.mode](model, config)
+    prepared.module.to(task.device)
+    if task.precision == "bfloat16":  # which the trainer offers for no weight that it trains
+        prepared.module.to(task.dtype)
+    suited(prepared.module)
+    trained = {name.removeprefix(_PREFIXES[task.mode]): value for name, value in prepared.trained.items()}
+    renew(task.mode, trained)
+    return prepared, trained
+
+
+@dataclass
+class Given:
+    """The stage of a run whose batches are given to it."""
+
+    loop: LoopConfig
+    players: list[Player]
+
+    def example(self, index: int) -> Batch:
+        raise NotImplementedError("batches are given")
+
+    def samples(self, averaged: Mapping[str, nn.Module]) -> None:
+        return None
+
+
+class Ours:
+    """The trainer's own steps."""
+
+    def __init__(self, task: Task) -> None:
+        config = run_of(task)
+        prepared, self.trained = prepared_of(task, model_of(task), config)
+        player = Player("tuned", prepared.module, prepared.rates, decays=prepared.decays)
+        trainer = Trainer(Given(config.loop, [player]), Path("nowhere"), cpu=task.device.type == "cpu")
+        self.active, self.steps, self.taken = trainer.players[0], config.loop.steps, 0
+
+    def loss(self, batch: Batch) -> Tensor:
+        loss: Tensor = self.active.module(batch, 0)[0]
+        return loss
+
+    def gradients(self) -> dict[str, Tensor]:
+        return {name: value.grad for name, value in self.trained.items() if value.grad is not None}
+
+    def step(self, batch: Batch) -> None:
+        self.active.advance([batch], self.taken, self.steps)
+        self.taken += 1
