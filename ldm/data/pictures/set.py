@@ -106,16 +106,14 @@ class Pictures:
     def outline(self, position: int, bucket: Size | None = None) -> Outline:
         """The example at a position without its pixels: no file is opened. bucket: as in `placed`."""
         number = self.order.pick(position).item
-        item, placed, flip = self.items[number], self.placed(position, bucket), self.flipped(position)
-        return Outline(
-            caption=caption(item, self.config, self.seed, position),
-            placed=placed,
-            flip=flip,
-            weight=item.weight,
-            item=number,
-            name=item.name,
-            key=key_of(item.digest, placed, flip),
-        )
+        said = caption(self.items[number], self.config, self.seed, position)
+        return self.outlined(number, self.placed(position, bucket), self.flipped(position), said)
+
+    def outlined(self, number: int, placed: Placed, flip: bool, said: str) -> Outline:
+        """An item cut, mirrored and captioned in this way."""
+        item = self.items[number]
+        key = key_of(item.digest, placed, flip)
+        return Outline(said, placed, flip, weight=item.weight, item=number, name=item.name, key=key)
 
     def example(self, position: int, bucket: Size | None = None) -> Example:
         """The example at a position. bucket: as in `placed`.

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterator
 
 from ldm.data.pictures.buckets import place
-from ldm.data.pictures.cache import key_of
 from ldm.data.pictures.item import Size
 from ldm.data.pictures.set import Outline, Pictures
 
@@ -17,12 +16,4 @@ def variants(pictures: Pictures, *, flips: bool = True, buckets: Collection[Size
         for bucket in buckets or (own,):
             placed = place(item.size, bucket, (0.5, 0.5))
             for flip in (False, True) if flips and pictures.config.flip else (False,):
-                yield Outline(
-                    caption=item.captions[0] if item.captions else "",
-                    placed=placed,
-                    flip=flip,
-                    weight=item.weight,
-                    item=number,
-                    name=item.name,
-                    key=key_of(item.digest, placed, flip),
-                )
+                yield pictures.outlined(number, placed, flip, item.captions[0] if item.captions else "")
