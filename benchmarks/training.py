@@ -14,7 +14,7 @@ U-Net, DDPMScheduler.add_noise and the mean squared error:
     inversion    the row of one new word, through the text    textual_inversion.py: the whole table is trained, and
                  encoder                                      all but the new row put back after each step
     controlnet   a copy of the U-Net's way down               train_controlnet.py: ControlNetModel.from_unet
-    autoencoder  the decoder; L1 of what comes back           train_autoencoderkl.py, its reconstruction loss alone
+    autoencoder  the decoder; L2 of what comes back           train_autoencoderkl.py, its reconstruction loss alone
 
 Both have the same weights, initial values of what a mode adds (small, but not zero: else few gradients could be
 compared), latents' distributions or pixels, noise, timesteps and text, encoded beforehand where the mode lets it be.

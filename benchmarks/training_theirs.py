@@ -157,7 +157,7 @@ class Control(Theirs):
 
 
 class Autoencoder(Theirs):
-    """train_autoencoderkl.py --decoder_only --rec_loss l1, without its perceptual and adversarial losses."""
+    """train_autoencoderkl.py --decoder_only --rec_loss l2, without its perceptual and adversarial losses."""
 
     def begin(self) -> dict[str, nn.Parameter]:
         vae = self.pipe.vae.train()
@@ -170,7 +170,7 @@ class Autoencoder(Theirs):
         with self.arithmetic():
             found = self.pipe.vae.encode(batch["pixels"]).latent_dist
             output = self.pipe.vae.decode(found.mean + found.std * batch["posterior"]).sample
-        return F.l1_loss(output.float(), batch["pixels"])
+        return F.mse_loss(output.float(), batch["pixels"])
 
 
 MODES: dict[Mode, type[Theirs]] = {
