@@ -12,7 +12,6 @@ from configs.training import LoopConfig, OptimizerConfig
 
 Mode = Literal["full", "lora", "inversion", "controlnet", "autoencoder"]
 MODES: tuple[Mode, ...] = ("full", "lora", "inversion", "controlnet", "autoencoder")
-HINTS = ("paired", "edges")
 
 
 @dataclass(frozen=True)
@@ -220,8 +219,7 @@ class ControlConfig:
 class ReconstructionConfig:
     """The autoencoder's loss: weights of its terms, each a mean over the picture.
 
-    gradient: of L1 between differences of neighbouring pixels, on three scales: edges.
-    kl: of the divergence summed over a picture's latents, where the encoder is trained.
+    gradient: of L1 between differences of neighbours, on three scales. kl: summed over latents, of a trained encoder.
     """
 
     l1: float = 1.0
