@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import nn
 
+from ldm.training.sharded import whole
+
 
 class Average:
     """The moving average of a module's weights; `module` is a copy that holds them, never trained. What is not trained
@@ -27,6 +29,6 @@ class Average:
         keep = min(self.decay, (1 + step) / (10 + step))
         pairs = zip(self.module.parameters(), module.parameters(), strict=True)
         trained = [(mine, theirs) for mine, theirs in pairs if theirs.requires_grad]
-        torch._foreach_lerp_([mine for mine, _ in trained], [theirs for _, theirs in trained], 1 - keep)
+        torch._foreach_lerp_([mine for mine, _ in trained], [whole(theirs) for _, theirs in trained], 1 - keep)
         for buffer, new in zip(self.module.buffers(), module.buffers(), strict=True):
             buffer.copy_(new)

@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ldm.training.sharded import whole
+
 LONGEST = 0.28  # below 1 / sqrt(12), an average over the whole run
 
 
@@ -47,7 +49,7 @@ class PowerAverage:
     def update(self, module: nn.Module, step: int) -> None:
         """Takes in the weights after step `step`, from 0."""
         keep = (1 - 1 / (step + 1)) ** (self.gamma + 1)
-        trained = [p.detach() for p in module.parameters() if p.requires_grad]
+        trained = [whole(p.detach()) for p in module.parameters() if p.requires_grad]
         torch._foreach_lerp_(list(self.weights.values()), trained, 1 - keep)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from ldm.checkpoint.files import listed
 from ldm.training import checkpoint as checkpoints
+from ldm.training.active import Active
 from ldm.training.checkpoint import Checkpoint
-from ldm.training.ema import Average
 from ldm.training.examples import batches
 from ldm.training.fingerprint import require
-from ldm.training.optimizers import factor, optimizers
-from ldm.training.posthoc import PowerAverage, keep_snapshot
-from ldm.training.stage import Batch, Named, Player, Stage
-
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+from ldm.training.optimizers import factor
+from ldm.training.posthoc import keep_snapshot
+from ldm.training.sharded import require_known
+from ldm.training.stage import Batch, Named, Stage
 
 
 @dataclass(frozen=True)
@@ -59,12 +56,8 @@ class Trainer:
                 raise ValueError(f'trackers = ["{name}"] needs it: pip install {name}, or leave it out')
         options: dict[str, Any] = {"log_with": list(loop.trackers), "project_dir": self.folder} if loop.trackers else {}
         self.accelerator = Accelerator(mixed_precision=loop.precision, cpu=cpu, **options)
-        if self.accelerator.distributed_type in SHARDED:
-            raise ValueError(
-                f"{self.accelerator.distributed_type} cuts networks among processes, which is not supported yet: run "
-                "`accelerate config` and choose multi-GPU without it"
-            )
-        self.players = [_Active(player, stage, self.accelerator) for player in stage.players]
+        require_known(self.accelerator)
+        self.players = [Active(player, stage, self.accelerator) for player in stage.players]
         self.step, self._kept = 0, -1
         found = checkpoints.newest(self.checkpoints)
         if found is not None:
@@ -114,11 +107,11 @@ class Trainer:
         self._kept = self.step
         self.accelerator.wait_for_everyone()
         states = self.accelerator.gather(torch.get_rng_state().to(self.accelerator.device)[None])
+        tensors: dict[str, dict[str, Tensor]] = {}
+        for active in self.players:  # on every process, where each has its share of them
+            tensors |= active.tensors()
+        objects = {f"{active.player.name}-optimizer": active.optimizer_state() for active in self.players}
         if self.accelerator.is_main_process:
-            tensors: dict[str, dict[str, Tensor]] = {}
-            for active in self.players:
-                tensors |= active.tensors()
-            objects = {f"{active.player.name}-optimizer": active.optimizer_state() for active in self.players}
             if (scaler := self.accelerator.scaler) is not None:
                 objects["scaler"] = scaler.state_dict()
             found = Checkpoint(self.step, tensors, {**objects, "random": states.cpu()}, self.run)
@@ -182,97 +175,5 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(found.objects["scaler"])
         states = found.objects["random"]
         if self.accelerator.process_index < len(states):
-            torch.set_rng_state(states[self.accelerator.process_index])
+            torch.set_rng_state(states[self.accelerator.process_index].clone())  # torch overlooks a view's offset
         self.step = self._kept = found.step
-
-
-class _Active:
-    """A player in a run: its module as accelerate wraps it, its optimizer, its average."""
-
-    def __init__(self, player: Player, stage: Stage, accelerator: Accelerator) -> None:
-        self.player, self.config, self.accelerator = player, stage.loop.optimizer, accelerator
-        self.raw = player.module.to(accelerator.device)
-        self.frozen = {name for name, value in self.raw.named_parameters() if not value.requires_grad}
-        keeps = stage.loop.ema > 0 and player.averaged
-        self.average = Average(self.raw, stage.loop.ema) if keeps else None
-        lengths = stage.loop.ema_lengths if player.averaged else ()
-        self.powers = [PowerAverage(self.raw, length) for length in lengths]
-        self.module, *self.optimizers = accelerator.prepare(self.raw, *optimizers(player, self.config))
-        self.module.train()
-
-    @property
-    def best(self) -> nn.Module:
-        return self.raw if self.average is None else self.average.module
-
-    def advance(self, parts: list[Batch], step: int, steps: int) -> dict[str, Tensor]:
-        """Forward and backward over the parts of a batch, one optimizer step; loss and metrics by name."""
-        numbers: list[dict[str, Any]] = []
-        left = steps - self.player.starts
-        for number, part in enumerate(parts, start=1):
-            held = nullcontext() if number == len(parts) else self.accelerator.no_sync(self.module)
-            with held:
-                loss, results = self.module(part, step)
-                self.accelerator.backward(loss / len(parts))
-            added = {key: value for key, value in results.items() if isinstance(value, Tensor) and value.ndim}
-            part |= added
-            numbers.append({"loss": loss.detach(), **{key: results[key] for key in results.keys() - added.keys()}})
-        if self.config.clip:
-            norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip)
-            scaled = (
-                self.accelerator.scaler is not None
-            )  # then an overflow is met by a smaller scale: no reason to stop
-            numbers[-1]["norm"] = torch.where(norm.isfinite(), norm, 0.0) if scaled else norm
-        rate = self.config.rate * factor(self.config, step - self.player.starts, left)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["factor"] * rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if not self.accelerator.optimizer_step_was_skipped:  # by the scaler of float16, which met an overflow
-            for average in (*([self.average] if self.average else ()), *self.powers):
-                average.update(self.raw, step)
-        values = {key: [part[key] for part in numbers if key in part] for key in numbers[-1]}
-        return {f"{self.player.name}/{key}": _mean(value) for key, value in values.items()}
-
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The state dicts to save, by file."""
-        files = {self.player.name: self._trained(self.raw)}
-        if self.average is not None:
-            files[f"{self.player.name}-average"] = self._trained(self.average.module)
-        for power in self.powers:
-            files[f"{self.player.name}-length-{power.length:g}"] = power.weights
-        return files
-
-    def _trained(self, module: nn.Module) -> dict[str, Tensor]:
-        """What of a state dict changes in training: all but frozen parameters, which a run finds where it began."""
-        return {name: value for name, value in module.state_dict().items() if name not in self.frozen}
-
-    def _load(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        missing, unexpected = module.load_state_dict(tensors, strict=False)
-        if wrong := [*(set(missing) - self.frozen), *unexpected]:
-            raise KeyError(f"{listed(sorted(wrong), 3)} is in one of them alone")
-
-    def optimizer_state(self) -> Any:
-        return [optimizer.state_dict() for optimizer in self.optimizers]
-
-    def restore(self, found: Checkpoint, folder: Path) -> None:
-        name = self.player.name
-        try:
-            self._load(self.raw, found.tensors[name])
-            if self.average is not None:
-                self._load(self.average.module, found.tensors[f"{name}-average"])
-            for power in self.powers:
-                kept = found.tensors[f"{name}-length-{power.length:g}"]
-                power.weights = {key: kept[key].to(value.device) for key, value in power.weights.items()}
-            for optimizer, state in zip(self.optimizers, found.objects[f"{name}-optimizer"], strict=True):
-                groups = optimizer.state_dict()["param_groups"]  # rates and decay are the run file's of today
-                optimizer.load_state_dict({**state, "param_groups": groups})
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"the checkpoints in {folder} belong to another run file ({error}): choose another --output, or start "
-                "anew with --fresh"
-            ) from error
-
-
-def _mean(values: list[Any]) -> Tensor:
-    return torch.stack([torch.as_tensor(value, dtype=torch.float32).detach() for value in values]).mean()

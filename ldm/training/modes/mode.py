@@ -89,6 +89,7 @@ def assembled(model: LatentDiffusion, module: Tuned) -> LatentDiffusion:
         model,
         unet=module.unet,
         text_encoder=module.text_encoder,
+        autoencoder=module.autoencoder,
         scheduler_config=scheduler_config(model.scheduler_config, module.objective),
     )
 

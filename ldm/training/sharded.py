@@ -1,0 +1,59 @@
+"""Runs whose weights are shared out among processes (FSDP): each holds, trains and steps a part of every tensor.
+
+Checkpoints hold whole tensors all the same, so that a run may go on with more processes, fewer or one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether accelerate shares weights out."""
+    return bool(accelerator.distributed_type == DistributedType.FSDP)
+
+
+def require_known(accelerator: Accelerator) -> None:
+    """Raises ValueError for ways to share out a network that this trainer has not."""
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            f"the trainer shares networks out by FSDP, not by {kind.value}: run `accelerate config` and choose that"
+        )
+    if is_sharded(accelerator) and not accelerator.is_fsdp2:
+        raise ValueError("the trainer needs FSDP's second version: set fsdp_version: 2 in accelerate's config")
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor of which processes hold shares, put together; any other as it is. All processes have to ask for it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def share(value: Tensor, like: Tensor) -> Tensor:
+    """This process's share of a whole tensor, cut as another one is; all of it where that is whole."""
+    if not isinstance(like, DTensor):
+        return value
+    moved = value.to(device=like.device, dtype=like.dtype)
+    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole_state(state: Any) -> Any:
+    """An optimizer's state dict with whole tensors."""
+    return tree_map(lambda value: whole(value) if isinstance(value, Tensor) else value, state)
+
+
+def share_state(state: dict[int, Any], optimizer: Optimizer) -> dict[int, Any]:
+    """An optimizer's state by parameter, each tensor of a parameter's shape cut as the parameter is."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def cut(value: Any, parameter: Tensor) -> Any:
+        return share(value, parameter) if isinstance(value, Tensor) and value.shape == parameter.shape else value
+
+    return {i: {name: cut(value, parameters[i]) for name, value in each.items()} for i, each in state.items()}
