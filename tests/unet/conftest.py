@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unet import native
+
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
@@ -55,3 +57,10 @@ def assert_same() -> Callable[..., None]:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * scale)
 
     return check
+
+
+@pytest.fixture
+def kernel() -> None:
+    """The native attention, or the test is skipped."""
+    if native._kernel() is None:
+        pytest.skip("needs AVX-512 BF16 and a C compiler")
