@@ -1,9 +1,17 @@
 """What all tests share."""
 
+import os
 import runpy
 from pathlib import Path
 
 import pytest
+import torch
+
+
+def pytest_configure() -> None:
+    """Processes that run tests side by side share the cores."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(torch.get_num_threads() // workers, 1))
 
 
 @pytest.fixture(scope="session")
