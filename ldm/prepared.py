@@ -109,7 +109,7 @@ class Prepared(Generic[N]):
         end = 0
         for module in self.twin.modules():
             if isinstance(module, ResNet):
-                width = module.conv1.out_channels
+                width = len(module.norm2.weight)
                 module.time_emb_proj = Columns(end, end + width)  # type: ignore[assignment]
                 end += width
         self._note(self.network.time_embedding, self.network.class_embedding, self.network.add_embedding)

@@ -93,7 +93,10 @@ class AutoencoderKL(InParts):
 
         Raises ValueError unless H and W are multiples of `factor`.
         """
-        raw = self.posterior(image)
+        return self.scaled(self.posterior(image))
+
+    def scaled(self, raw: DiagonalGaussian) -> DiagonalGaussian:
+        """The distribution of scaled latents where that of the network's own is `raw`."""
         offset, gain = self._scaling(raw.mean.device)
         return DiagonalGaussian((raw.mean - offset) * gain, raw.std * gain)
 
@@ -142,8 +145,12 @@ def canonical_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """x (b, c, h, w) as it is convolved fastest and in least memory: on a CPU pixel by pixel."""
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+    """x (b, c, h, w) as it is convolved fastest: on a CPU pixel by pixel, which also takes the least memory, but
+    channel by channel where gradients are wanted."""
+    if x.device.type != "cpu":
+        return x
+    trains = torch.is_grad_enabled()
+    return x.contiguous(memory_format=torch.contiguous_format if trains else torch.channels_last)
 
 
 def require_channels(x: Tensor, c: int, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,7 @@ from ldm.full_memory import is_full
 from ldm.training.drawing import Draw
 from ldm.training.finetuning import FineTuning
 from ldm.training.forecast import STEPS, WARM, Forecast, memory
-from ldm.training.ready import Ready, ready
+from ldm.training.ready import Ready, alone, ready
 from ldm.training.suspicions import suspicions
 from ldm.training.suspicious_pictures import own_batch
 from ldm.training.tracker import KINDS
@@ -32,6 +33,7 @@ from ldm.training.trial import Durations, durations, largest, rehearsed
 _log = logging.getLogger(__name__)
 
 SHEET = "contact-sheet.png"
+WAITING = 0.02  # a larger share of a step is worth a process that opens pictures
 SHOWN, NAMED, SHAPES = 48, 10, 10  # pictures on the sheet, names of each problem, shapes of the histogram
 _LEFT, _WIDTH, _BAR = 12, 110, 40  # columns
 
@@ -40,8 +42,9 @@ def check(config: FineTuneConfig, output: Path, draw: Draw, *, progress: bool = 
     """What would be trained, on what, how long and in how much memory, and what looks like a mistake.
 
     Reads everything and trains nothing; leaves nothing but `contact-sheet.png` in `output`: pictures as the model
-    will see them. Raises ValueError for what cannot be used, as the run itself would.
+    will see them. Raises ValueError for what cannot be used, as the run itself would, and on several processes.
     """
+    alone("--check")
     cpu, output = parse_flag_from_env("ACCELERATE_USE_CPU"), Path(output)
     device = PartialState(cpu=cpu).device
     run = ready(config, output, draw, progress=progress, cpu=cpu, dry=True)
@@ -58,6 +61,7 @@ def check(config: FineTuneConfig, output: Path, draw: Draw, *, progress: bool = 
         stage = rehearsed(run, Path(folder), device)
         forecast, free = _forecast(stage, largest(run), device), _free(run, device)
         blocks["memory"] = list(_memory(forecast, free))
+        blocks["disk"] = list(_disk(run, forecast, shutil.disk_usage(output).free))
         if free is not None and forecast.peak > free:
             blocks["time"] = ["not measured, for a step would not fit into memory"]
         else:
@@ -171,6 +175,20 @@ def _remedy(forecast: Forecast) -> str:
     return 'take mode = "lora", loop.ema = 0, or optimizer.kind = "adamw8bit"'
 
 
+def _disk(run: Ready, forecast: Forecast, free: int) -> Iterator[str]:
+    """What checkpoints take: weights, averages and what the optimizer remembers; snapshots of averages are all kept."""
+    loop = run.config.loop
+    weights = sum(parameter.nbytes for parameter in run.prepared.trained.values())
+    one = weights * (1 + bool(loop.ema) + len(loop.ema_lengths)) + forecast.optimizer
+    times = -(-loop.steps // loop.checkpoint_every)
+    kept = min(loop.keep, times)
+    snapshots = times * len(loop.ema_lengths) * weights
+    told = f"{_bytes(one)} a checkpoint, of which {kept} are kept"
+    yield told + (f"; {_bytes(snapshots)} of averages, of which all are" if snapshots else "")
+    if (whole := (kept + 1) * one + snapshots) > free:  # a new one is written before an old one goes
+        yield f"MORE THAN IS FREE, {_bytes(free)}, for it takes {_bytes(whole)}: raise loop.checkpoint_every"
+
+
 def _time(
     run: Ready, stage: FineTuning, draw: Draw, output: Path, forecast: Forecast, device: torch.device
 ) -> Iterator[str]:
@@ -186,7 +204,8 @@ def _time(
 
 def _durations(found: Durations) -> Iterator[str]:
     step = found.step
-    yield f"{step.seconds:.3g} s a step, {step.waiting:.0%} of it waiting for pictures"
+    remedy = ": set loop.workers = 2, or more" if step.waiting > WAITING else ""
+    yield f"{step.seconds:.3g} s a step, {step.waiting:.0%} of it waiting for pictures{remedy}"
     if step.peak:
         yield f"in {_bytes(step.peak)} of the GPU's memory, as measured"
     parts = {

@@ -100,7 +100,7 @@ class FineTuning:
     def example(self, index: int) -> Batch:
         """What `Tuned` or `Reconstructed` takes, of one example."""
         outline = self.pictures.outline(index)
-        known = None if self._sees_hints else self._known(outline)  # then the picture need not be opened
+        known = self._known(outline)  # then the picture need not be opened
         return self.batch_of(outline if known else self.pictures.example(index), index, known)
 
     def batch_of(self, example: Outline, position: int, known: Batch | None = None) -> Batch:
@@ -113,9 +113,7 @@ class FineTuning:
             if self.size_conditions:
                 batch["sizes"] = torch.tensor(example.sizes, dtype=torch.float32)
             if self.module.control is not None:
-                assert isinstance(example, Example)
-                assert example.hint is not None
-                batch["hint"] = from_pil([example.hint])[0] / 2 + 0.5
+                batch["hint"] = from_pil([self._hint(example)])[0] / 2 + 0.5
         return batch
 
     def samples(self, averaged: Mapping[str, nn.Module]) -> Image.Image | None:
@@ -127,9 +125,11 @@ class FineTuning:
         assert self.probe is not None
         return self.probe(averaged["tuned"])
 
-    @property
-    def _sees_hints(self) -> bool:
-        return isinstance(self.module, Tuned) and self.module.control is not None
+    def _hint(self, example: Outline) -> Image.Image:
+        assert isinstance(self.pictures, Pictures)  # others have no control images
+        hint = example.hint if isinstance(example, Example) else self.pictures.hint(example)
+        assert hint is not None
+        return hint
 
     def _known(self, outline: Outline) -> Batch | None:
         if self.latents is None:

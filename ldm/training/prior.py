@@ -27,18 +27,22 @@ def class_pictures(config: FineTuneConfig, model_hash: str, draw: Drawn, folder:
     prior = config.prior
     made = {"prompts": list(prior.prompts), "model": model_hash, "seed": config.seed}
     place = Path(prior.path).expanduser() if prior.path else folder / f"prior-{key_of(made)[:8]}"
-    if PartialState().is_main_process:
+    state = PartialState()
+    if state.is_main_process:
         place.mkdir(parents=True, exist_ok=True)
         _require_same(place, made)
-        there = {path.stem for path in place.iterdir() if path.suffix.lower() in ENDINGS}
-        named = {f"class-{number:05d}": number for number in range(prior.count)}
+    state.wait_for_everyone()
+    there = {path.stem for path in place.iterdir() if path.suffix.lower() in ENDINGS}
+    state.wait_for_everyone()  # all have seen the same before one draws
+    named = {f"class-{number:05d}": number for number in range(prior.count)}
+    missing = [number for name, number in named.items() if name not in there][: max(prior.count - len(there), 0)]
+    if missing and state.is_main_process:
         others = len(there - named.keys())  # a person's own
-        missing = [number for name, number in named.items() if name not in there][: max(prior.count - len(there), 0)]
-        if missing:
-            _log.info("drawing %d pictures of the prior's prompts into %s (%d are there)", len(missing), place, others)
-        for first in range(0, len(missing), _AT_ONCE):
-            _draw(config, draw, place, missing[first : first + _AT_ONCE])
-    PartialState().wait_for_everyone()
+        _log.info("drawing %d pictures of the prior's prompts into %s (%d are there)", len(missing), place, others)
+    firsts = range(0, len(missing), _AT_ONCE)
+    for first in firsts[state.process_index :: state.num_processes]:
+        _draw(config, draw, place, missing[first : first + _AT_ONCE])
+    state.wait_for_everyone()
     return place
 
 

@@ -6,13 +6,15 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from PIL import Image
+from accelerate.utils import parse_flag_from_env
+from tqdm import tqdm
 
 from configs.finetuning import FineTuneConfig, SourceConfig
 from ldm.checkpoint import embedded, load_model, resolve
@@ -25,7 +27,7 @@ from ldm.data.pictures.set import Outline, Pictures
 from ldm.data.pictures.variants import variants
 from ldm.model import LatentDiffusion
 from ldm.training.device import suited
-from ldm.training.drawing import Draw, Validation, Wanted
+from ldm.training.drawing import Draw, Validation
 from ldm.training.encoded import encode_pictures, encode_texts, identity
 from ldm.training.finetuning import Examples, FineTuning, WithPrior
 from ldm.training.fingerprint import FREE, told
@@ -69,11 +71,12 @@ def ready(
     Raises ValueError for what cannot be used, OSError for what cannot be read.
     """
     device = PartialState(cpu=cpu).device
+    progress = progress and PartialState().is_main_process
     model, source = loaded(config)
     model_hash = weights_hash(model)
     identities = [model_hash, identity(model.text_encoder), identity(model.autoencoder)]
     # pictures
-    items, report = scan(config.data)
+    items, report = _scanned(config, progress=progress)
     if config.mode == "controlnet" and config.control.hint == "paired":
         _require_hints(items)
     size = config.data.size or own_size(model)
@@ -104,6 +107,12 @@ def ready(
     stage.probe = _probe(stage, pictures)
     digest = _digest(config, *identities, pictures.fingerprint, prior.fingerprint if prior else "")
     return Ready(config, model, source, model_hash, prepared, pictures, report, captions, stage, validation, digest)
+
+
+def alone(option: str) -> None:
+    """Raises ValueError where several processes do what is for one."""
+    if PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes > 1:
+        raise ValueError(f"{option} runs in one process: start it without accelerate launch")
 
 
 def loaded(config: FineTuneConfig) -> tuple[LatentDiffusion, str]:
@@ -143,6 +152,17 @@ def bucket_step(config: FineTuneConfig, size: int, factor: int) -> int:
     return step
 
 
+def _scanned(config: FineTuneConfig, *, progress: bool) -> tuple[list[Item], Report]:
+    """The pictures of the run, with a bar while they are looked at."""
+    with tqdm(desc="looking at pictures", disable=not progress, leave=False) as bar:
+
+        def seen(count: int, whole: int) -> None:
+            bar.total = whole
+            bar.update(count - bar.n)
+
+        return scan(config.data, seen)
+
+
 def _require_hints(items: Sequence[Item]) -> None:
     """Raises ValueError where a picture has no control image."""
     if lacking := [item.name for item in items if item.hint is None]:
@@ -155,13 +175,14 @@ def _require_hints(items: Sequence[Item]) -> None:
 def _prior(config: FineTuneConfig, model_hash: str, draw: Draw, output: Path, size: int) -> Pictures:
     """The pictures of the class; those without a caption have its first prompt."""
 
-    def drawn(wanted: Wanted) -> list[Image.Image]:
-        model = in_precision(loaded(config)[0], config)  # one that training has not touched
+    @cache
+    def untouched() -> LatentDiffusion:
+        model = in_precision(loaded(config)[0], config)
         for network in model.networks().values():
             network.to(PartialState().device)
-        return draw(model, wanted)
+        return model
 
-    place = class_pictures(config, model_hash, drawn, output)
+    place = class_pictures(config, model_hash, lambda wanted: draw(untouched(), wanted), output)
     source = SourceConfig(str(place), caption=config.prior.prompts[0])
     alone = replace(config.data, path="", hints="", sources=(source,), trigger="", held_out=0.0, shuffle_tags=False)
     data = replace(alone, smallest=1, enlarge=True)

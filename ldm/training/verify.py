@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from configs.finetuning import FineTuneConfig
 from ldm.training import checkpoint as checkpoints
 from ldm.training.checkpoint import Checkpoint
 from ldm.training.drawing import Draw
-from ldm.training.ready import ready
+from ldm.training.ready import alone, ready
 from ldm.training.trainer import Trainer
 
 STEPS, STOPS = 6, (2, 4)
@@ -27,8 +26,7 @@ def verify(config: FineTuneConfig, draw: Draw, *, progress: bool = True) -> str:
     Pictures are encoded as they are met, and in the prior's place are one's own. Nothing is left on disk. Raises
     ValueError on several processes.
     """
-    if PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).num_processes > 1:
-        raise ValueError("--verify runs in one process: start it without accelerate launch")
+    alone("--verify")
     loop = replace(config.loop, steps=STEPS, checkpoint_every=1, keep=1, log_every=1)
     short = replace(config, loop=loop, validation=replace(config.validation, prompts=(), measure_every=0))
     with tempfile.TemporaryDirectory() as folder:

@@ -126,13 +126,15 @@ class Pictures:
         """An example with its pixels. Raises BadPicture as `example`."""
         item, placed, flip = self.items[outline.item], outline.placed, outline.flip
         image = seen(item.open().image, placed, flip)
-        return Example(**vars(outline), image=image, hint=self._hint(item, image, placed, flip))
+        return Example(**vars(outline), image=image, hint=hints.edges(image) if self.edges else self.hint(outline))
 
-    def _hint(self, item: Item, image: Image.Image, placed: Placed, flip: bool) -> Image.Image | None:
+    def hint(self, outline: Outline) -> Image.Image | None:
+        """The control image of an example; the picture itself is opened only for its edges. Raises BadPicture as
+        `example`."""
         if self.edges:
-            return hints.edges(image)
-        paired = item.open_hint()
-        return seen(paired.image, placed, flip) if paired else None
+            return self.opened(outline).hint
+        paired = self.items[outline.item].open_hint()
+        return seen(paired.image, outline.placed, outline.flip) if paired else None
 
     def _fingerprint(self) -> str:
         hashed = blake2b(self.order.fingerprint.encode(), digest_size=16)

@@ -37,8 +37,8 @@ class Reconstructed(nn.Module):
     def _terms(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         config, image = self.config, batch["pixels"]
         with torch.set_grad_enabled(self.encodes and torch.is_grad_enabled()):
-            posterior = self.autoencoder.encode(image)  # of scaled latents
-        output = self.autoencoder.decode(posterior.sample(batch["posterior"]))
+            posterior = self.autoencoder.posterior(image)
+        output = self.autoencoder.decode(self.autoencoder.scaled(posterior).sample(batch["posterior"]))
         terms = {
             "l1": (output - image).abs().flatten(1).mean(1),
             "l2": (output - image).square().flatten(1).mean(1),
@@ -46,7 +46,7 @@ class Reconstructed(nn.Module):
         }
         loss = config.l1 * terms["l1"] + config.l2 * terms["l2"] + config.gradient * terms["gradient"]
         if self.encodes:
-            terms["kl"] = self.autoencoder.posterior(image).kl()
+            terms["kl"] = posterior.kl()
             loss = loss + config.kl * terms["kl"]
         return loss, terms
 

@@ -7,16 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from ldm import batching
 from ldm.batching import Memory
 from ldm.training import trial
-from ldm.training.check import SHEET, check
+from ldm.training.check import SHEET, _disk, check
+from ldm.training.checkpoint import newest
 from ldm.training.forecast import Forecast, Timing
 from ldm.training.ready import Ready, ready
 from ldm.training.trial import durations, largest, rehearsed
+from ldm.training.verify import tensors_of
 from pipelines.cli import main
-from tests.ldm.training.tuning import config_of, no_draw, pictures, plain
+from tests.ldm.training.tuning import config_of, no_draw, pictures, plain, train
 
 CPU = torch.device("cpu")
 
@@ -50,7 +53,9 @@ def test_the_page_says_what_is_trained_on_what_and_how(tmp_path, tiny_sd_folder,
         assert re.search(rf"{w} x {h} #+ {number}\b", told)
     assert f"40 of 4 pictures: {160 / len(run.pictures):.3g} epochs" in block(page, "steps")
     assert re.match(r"[\d.]+ MiB at most: parameters [\d.]+ MiB, .*activations", block(page, "memory"))
-    assert re.match(r"[\d.e-]+ s a step, \d+% of it waiting for pictures about \d+ s in all", block(page, "time"))
+    assert re.fullmatch(r"[\d.]+ [MG]iB a checkpoint, of which 2 are kept", block(page, "disk"))
+    waiting = r"waiting for pictures(?:: set loop.workers = 2, or more)?"
+    assert re.match(rf"[\d.e-]+ s a step, \d+% of it {waiting} about \d+ (?:s|min) in all", block(page, "time"))
     assert len(page.splitlines()) < 40
     assert max(map(len, page.splitlines())) < 120
     assert [path.name for path in (tmp_path / "out").rglob("*")] == [SHEET]
@@ -182,3 +187,24 @@ def test_memory_is_foreseen_for_the_largest_shape(tmp_path, tiny_sd_folder):
     for position in largest(run):
         w, h = run.pictures.outline(position).placed.bucket
         assert w * h == max(areas)
+
+
+def test_the_disk_is_foreseen(tmp_path, tiny_sd_folder):
+    """A checkpoint's size as written, the snapshots of averages, and that there is too little room."""
+    loop = {"steps": 6, "checkpoint_every": 2, "keep": 1, "ema_lengths": [0.05, 0.1]}
+    config = config_of(tiny_sd_folder, pictures(tmp_path / "pictures"), loop=loop)
+    run = dry(config, tmp_path / "out")
+    moments = 2 * sum(parameter.nbytes for parameter in run.prepared.trained.values())
+    forecast = Forecast(0, 0, moments, 0, 0)
+    train(config, tmp_path / "run")
+    found = newest(tmp_path / "run" / "checkpoints")
+    assert found is not None
+    written = sum(value.nbytes for name, value in tensors_of(found).items() if name != "random")
+    files = (tmp_path / "run" / "averages").rglob("*.safetensors")
+    snapshots = sum(value.nbytes for path in files for value in load_file(path).values())
+    (line,) = _disk(run, forecast, 2**40)
+    checkpoint, averages = map(float, re.findall(r"([\d.]+) MiB", line))
+    assert checkpoint == pytest.approx(written / 2**20, abs=0.05)
+    assert averages == pytest.approx(snapshots / 2**20, abs=0.05)
+    _, warning = _disk(run, forecast, 1000)
+    assert warning.startswith("MORE THAN IS FREE, 0.0 MiB")

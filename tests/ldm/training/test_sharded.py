@@ -50,10 +50,10 @@ def _runs_of_two(rank: int, configs: list[FineTuneConfig], folder: Path) -> None
 def test_two_shares_are_one_process(tmp_path, tiny_sd_folder):
     """Interrupted, and gone on with."""
     place = pictures(tmp_path / "pictures")
-    loop = {"batch": 4, "ema_lengths": [0.1]}
+    loop, prior = {"batch": 4, "ema_lengths": [0.1]}, {"prompts": ["a square"], "count": 20}
     configs = [
         config_of(tiny_sd_folder, place, "full", loop=loop),
-        config_of(tiny_sd_folder, place, "lora", loop=loop | {"ema": 0.0}),
+        config_of(tiny_sd_folder, place, "lora", loop=loop | {"ema": 0.0}, prior=prior),
     ]
     mp.spawn(_runs_of_two, args=(configs, tmp_path / "pair"), nprocs=2)
     for config in configs:
@@ -64,6 +64,8 @@ def test_two_shares_are_one_process(tmp_path, tiny_sd_folder):
         pair["random"] = pair["random"][:1]  # of each process
         assert {name: value.shape for name, value in pair.items()} == {n: value.shape for n, value in alone.items()}
         assert_alike(alone, pair)
+    drawn = sorted((tmp_path / "pair" / "lora").glob("prior-*/*.png"))
+    assert [path.name for path in drawn] == [f"class-{number:05d}.png" for number in range(20)]  # each by one of both
 
 
 def test_other_ways_to_share_are_refused():

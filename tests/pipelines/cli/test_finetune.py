@@ -1,6 +1,8 @@
 """`ldm train` with a run file of fine-tuning, as a person meets it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -161,3 +163,23 @@ def test_options_of_the_other_kind_of_run_are_refused(run_file, capsys):
     assert "--stage and --from are for emoji scenes" in capsys.readouterr().err
     assert main(["train", "emoji-small", "--check"]) == 2
     assert "ldm train --new lora" in capsys.readouterr().err
+
+
+def test_a_full_disk_loses_no_checkpoint(run_file, tmp_path, capsys):
+    """A process that may write small files alone stands for a disk that is full; the same command then goes on."""
+    file = run_file()
+    assert main(["train", file, "--no-progress", "--steps", "2"]) == 0
+    script = """
+import resource, signal, sys
+from pipelines.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+sys.exit(main(["train", sys.argv[1], "--no-progress"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script, file], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "ldm: the checkpoint of step 4 could not be written" in done.stderr
+    assert "earlier ones are kept: make room and start the same command again to go on" in done.stderr
+    assert [path.name for path in (tmp_path / "runs/tiny/checkpoints").iterdir()] == ["step-00000002"]
+    assert main(["train", file, "--no-progress"]) == 0
+    assert "result/tiny.safetensors" in capsys.readouterr().out
