@@ -22,13 +22,21 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 def require_known(accelerator: Accelerator) -> None:
     """Raises ValueError for ways to share out a network that this trainer has not."""
-    kind = accelerator.distributed_type
-    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+    if accelerator.distributed_type == DistributedType.MEGATRON_LM:
         raise ValueError(
-            f"the trainer shares networks out by FSDP, not by {kind.value}: run `accelerate config` and choose that"
+            "the trainer shares networks out by FSDP or DeepSpeed, not by Megatron: choose one in `accelerate config`"
         )
     if is_sharded(accelerator) and not accelerator.is_fsdp2:
         raise ValueError("the trainer needs FSDP's second version: set fsdp_version: 2 in accelerate's config")
+
+
+def kept(value: Tensor, keep: bool) -> Tensor:
+    """A whole tensor for whoever keeps it, on the CPU where it had to be put together; nothing for others, who have to
+    ask for it all the same."""
+    full = whole(value)
+    if not keep:
+        return full.new_empty(0)
+    return full if full is value else full.cpu()
 
 
 def whole(value: Tensor) -> Tensor:
@@ -44,9 +52,9 @@ def share(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole_state(state: Any) -> Any:
-    """An optimizer's state dict with whole tensors."""
-    return tree_map(lambda value: whole(value) if isinstance(value, Tensor) else value, state)
+def kept_state(state: Any, keep: bool) -> Any:
+    """An optimizer's state dict, as `kept`."""
+    return tree_map(lambda value: kept(value, keep) if isinstance(value, Tensor) else value, state)
 
 
 def share_state(state: dict[int, Any], optimizer: Optimizer) -> dict[int, Any]:

@@ -26,6 +26,7 @@ from ldm.training.optimizers import factor
 from ldm.training.posthoc import keep_snapshot
 from ldm.training.sharded import require_known
 from ldm.training.stage import Batch, Named, Stage
+from ldm.training.zero import configure, is_zero
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Trainer:
         options: dict[str, Any] = {"log_with": list(loop.trackers), "project_dir": self.folder} if loop.trackers else {}
         self.accelerator = Accelerator(mixed_precision=loop.precision, cpu=cpu, **options)
         require_known(self.accelerator)
+        if is_zero(self.accelerator):
+            configure(self.accelerator, loop, len(stage.players))
         self.players = [Active(player, stage, self.accelerator) for player in stage.players]
         self.step, self._kept = 0, -1
         found = checkpoints.newest(self.checkpoints)

@@ -91,11 +91,11 @@ def names(paths: Sequence[Path]) -> list[str]:
     return sorted(path.name for path in paths)
 
 
-def assert_alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+def assert_alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], share: float = 0.05) -> None:
     """Up to the order of sums. Adam makes that visible where a gradient is nearly zero, so tensors are compared as a
-    whole: they differ by less than a twentieth of the way that six steps at this rate can lead."""
+    whole: they differ by less than a share of the way that six steps at this rate can lead."""
     weights = [name for name in one if name.startswith("tuned/")]
     assert weights
     for name in weights:
         away = (other[name] - one[name]).square().mean().sqrt()
-        assert away < 0.05 * 6e-3, f"{name}: {away}"
+        assert away < share * 6e-3, f"{name}: {away}"
