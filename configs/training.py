@@ -231,6 +231,9 @@ class RunConfig:
         plain = re.fullmatch(r"\w[\w.-]*", self.name) is not None
         require(plain, "name", self.name, "letters, digits and - _ . only: it becomes a folder")
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+        for name in ("classifier", "autoencoder", "text", "denoiser"):
+            again = getattr(self, name).loop.checkpointing
+            require(not again, f"{name}.loop.checkpointing", again, "false: it is for fine-tuning")
         vae, unet, text = self.autoencoder.model, self.denoiser.model, self.text.model
         factor = 2 ** (len(vae.channels) - 1)
         require(self.size > 0 and self.size % factor == 0, "size", self.size, f"a multiple of {factor}, in pixels")

@@ -105,6 +105,7 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
         ("autoencoder.discriminator_channels = 6", "discriminator_channels = 6 is out of range, expected a"),
         ("autoencoder.model.channels = [32, 48]", "autoencoder.model.channels = (32, 48) is out of range"),
         ("autoencoder.model.quant_conv = false", "autoencoder.model.quant_conv = False is out of range, expected true"),
+        ("text.loop.checkpointing = true", "text.loop.checkpointing = True is out of range, expected false: it is for"),
         ("text.model.heads = 7", "text.model.width = 768 is out of range, expected a multiple of model.heads = 7"),
         ("denoiser.model.norm_groups = 48", "expected one multiple of model.norm_groups = 48 for each level"),
         ("denoiser.model.heads = [8, 8, 8, 7]", "denoiser.model.heads = (8, 8, 8, 7) is out of range, expected"),
