@@ -38,7 +38,7 @@ from pipelines.drawing import draw
 from pipelines.text_to_image import TextToImagePipeline
 
 NEW, KNOWN, KEPT = "octopus", "panda", ("a cat", "a robot")
-KNOWN_COUNT = 600  # pictures of the prior
+KNOWN_COUNT, KNOWN_WEIGHT = 2400, 2.0  # pictures of the prior, and how much more they count
 SIZE = 128
 SHOWN = 8  # pictures of a grid's row
 Drawn = Callable[[list[str], list[int]], torch.Tensor]
@@ -100,12 +100,17 @@ def subject(kind: str, output: Path) -> dict[str, Any]:
         "data": {"path": str(folder), "trigger": NEW, "caption_dropout": 0.1},
         "lora": {"rank": 16, "targets": ["attention", "feedforward", "convolutions"]},
         "trains": {"text": True, "text_rate": 0.5},
-        "prior": {"prompts": ["a cat"], "path": str(known_pictures(output / "known")), "count": KNOWN_COUNT},
+        "prior": {
+            "prompts": ["a cat"],
+            "path": str(known_pictures(output / "known")),
+            "count": KNOWN_COUNT,
+            "weight": KNOWN_WEIGHT,
+        },
         "loop": loop(steps=700, batch=24, rate=1e-3),
         "validation": {"prompts": [*(f"an {NEW}{rest}" for rest in ("", " on the beach", " left of a key")), *KEPT]},
     }
     if kind == "dreambooth":
-        run |= {"mode": "full", "loop": loop(steps=400, batch=24, rate=2e-4)}
+        run |= {"mode": "full", "loop": loop(steps=450, batch=24, rate=2e-4)}
     return run
 
 
@@ -259,8 +264,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("kind", choices=RUNS)
     parser.add_argument("-o", "--output", type=Path, help="folder (default: runs/finetuning-KIND)")
     parser.add_argument("--steps", type=int, help="train for so many")
-    parser.add_argument("--count", type=int, default=32, help="pictures that are counted")
-    parser.add_argument("--others", type=int, default=60, metavar="N", help="prompts x 2 without the new word; 0: none")
+    parser.add_argument("--count", type=int, default=64, help="pictures that are counted")
+    parser.add_argument("--others", type=int, default=150, metavar="N", help="prompts x 2 without the new word; 0: none")
     parser.add_argument("--train-only", action="store_true")
     parser.add_argument("--after-only", action="store_true", help="measure only what became of the model")
     options = parser.parse_args(argv)
