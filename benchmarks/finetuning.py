@@ -265,7 +265,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, help="folder (default: runs/finetuning-KIND)")
     parser.add_argument("--steps", type=int, help="train for so many")
     parser.add_argument("--count", type=int, default=64, help="pictures that are counted")
-    parser.add_argument("--others", type=int, default=150, metavar="N", help="prompts x 2 without the new word; 0: none")
+    parser.add_argument(
+        "--others", type=int, default=150, metavar="N", help="prompts x 2 without the new word; 0: none"
+    )
     parser.add_argument("--train-only", action="store_true")
     parser.add_argument("--after-only", action="store_true", help="measure only what became of the model")
     options = parser.parse_args(argv)
