@@ -16,9 +16,9 @@ from ldm.training.checkpoint import Checkpoint
 from ldm.training.ema import Average
 from ldm.training.optimizers import factor, optimizers
 from ldm.training.posthoc import PowerAverage
-from ldm.training.sharded import is_sharded, kept, kept_state, share, share_state, whole
+from ldm.training.sharded import compute_in, is_sharded, kept, kept_state, prepare_sharing, share, share_state, whole
 from ldm.training.stage import Batch, Player, Stage
-from ldm.training.zero import arithmetic, gathered_state, is_zero, restore_state
+from ldm.training.zero import gathered_state, is_zero, require_same, restore_state
 
 
 class Active:
@@ -33,6 +33,10 @@ class Active:
         self.average = Average(self.raw, stage.loop.ema) if keeps and player.averaged else None
         lengths = stage.loop.ema_lengths if player.averaged else ()
         self.powers = [PowerAverage(self.raw, length) for length in lengths]
+        if is_sharded(accelerator):
+            prepare_sharing(self.raw, accelerator)
+        if is_sharded(accelerator) or is_zero(accelerator):
+            compute_in(self.raw, accelerator, self.loop.precision)
         self.module, *self.optimizers = accelerator.prepare(self.raw, *optimizers(player, self.config))
         self.module.train()
 
@@ -46,8 +50,7 @@ class Active:
         self._set_rate(step, steps)  # DeepSpeed steps at the end of the last backward pass
         for number, part in enumerate(parts, start=1):
             with self._part(last=number == len(parts)):
-                with arithmetic(self.accelerator, self.loop):
-                    loss, results = self.module(part, step)
+                loss, results = self.module(part, step)
                 self.accelerator.backward(loss / len(parts))
             added = {key: value for key, value in results.items() if isinstance(value, Tensor) and value.ndim}
             part |= added
@@ -80,7 +83,7 @@ class Active:
         return held
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The state dicts to save, by file. All processes have to ask; only the main one gets them whole."""
+        """The state dicts to save, by file. All processes have to ask; only what the main one gets is of use."""
         files = {self.player.name: self._trained(self.raw)}
         if self.average is not None and self.average.decay:
             files[f"{self.player.name}-average"] = self._trained(self.average.module)
@@ -104,11 +107,14 @@ class Active:
         """As `tensors`."""
         keep = self.accelerator.is_main_process
         if is_zero(self.accelerator):
-            return [{"state": gathered_state(optimizer, keep=keep)} for optimizer in self.optimizers]
+            return [gathered_state(optimizer, keep=keep) for optimizer in self.optimizers]
         return [kept_state(optimizer.state_dict(), keep) for optimizer in self.optimizers]
 
     def restore(self, found: Checkpoint, folder: Path) -> None:
+        """Raises ValueError for a checkpoint of another run file, or of another way to share the optimizer out."""
         name = self.player.name
+        for state in found.objects.get(f"{name}-optimizer", ()):
+            require_same(state, self.accelerator.num_processes if is_zero(self.accelerator) else 0)
         try:
             self._load(self.raw, found.tensors[name])
             if self.average is not None:
@@ -118,7 +124,7 @@ class Active:
                 power.weights = {key: values[key].to(value.device) for key, value in power.weights.items()}
             for optimizer, state in zip(self.optimizers, found.objects[f"{name}-optimizer"], strict=True):
                 if is_zero(self.accelerator):
-                    restore_state(optimizer, state["state"])
+                    restore_state(optimizer, state)
                     continue
                 groups = optimizer.state_dict()["param_groups"]  # rates and decay are the run file's of today
                 shares = {"state": share_state(state["state"], optimizer), "param_groups": groups}

@@ -185,8 +185,9 @@ def _disk(run: Ready, forecast: Forecast, free: int) -> Iterator[str]:
     snapshots = times * len(loop.ema_lengths) * weights
     told = f"{_bytes(one)} a checkpoint, of which {kept} are kept"
     yield told + (f"; {_bytes(snapshots)} of averages, of which all are" if snapshots else "")
-    if (whole := (kept + 1) * one + snapshots) > free:  # a new one is written before an old one goes
-        yield f"MORE THAN IS FREE, {_bytes(free)}, for it takes {_bytes(whole)}: raise loop.checkpoint_every"
+    if (whole := min(kept + 1, times) * one + snapshots) > free:  # a new one is written before an old one goes
+        remedy = "raise loop.checkpoint_every" if snapshots > one else "lower loop.keep"
+        yield f"MORE THAN IS FREE, {_bytes(free)}, for it takes {_bytes(whole)}: {remedy}"
 
 
 def _time(
@@ -204,7 +205,7 @@ def _time(
 
 def _durations(found: Durations) -> Iterator[str]:
     step = found.step
-    remedy = ": set loop.workers = 2, or more" if step.waiting > WAITING else ""
+    remedy = ": raise loop.workers" if step.waiting > WAITING else ""
     yield f"{step.seconds:.3g} s a step, {step.waiting:.0%} of it waiting for pictures{remedy}"
     if step.peak:
         yield f"in {_bytes(step.peak)} of the GPU's memory, as measured"

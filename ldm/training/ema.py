@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from ldm.training.sharded import whole
+from ldm.training.sharded import blend
 
 
 class Average:
@@ -29,6 +29,6 @@ class Average:
         keep = min(self.decay, (1 + step) / (10 + step))
         pairs = zip(self.module.parameters(), module.parameters(), strict=True)
         trained = [(mine, theirs) for mine, theirs in pairs if theirs.requires_grad]
-        torch._foreach_lerp_([mine for mine, _ in trained], [whole(theirs) for _, theirs in trained], 1 - keep)
+        blend([mine for mine, _ in trained], [theirs for _, theirs in trained], 1 - keep)
         for buffer, new in zip(self.module.buffers(), module.buffers(), strict=True):
             buffer.copy_(new)

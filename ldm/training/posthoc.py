@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldm.training.sharded import whole
+from ldm.training.sharded import blend
 
 LONGEST = 0.28  # below 1 / sqrt(12), an average over the whole run
 
@@ -49,8 +49,8 @@ class PowerAverage:
     def update(self, module: nn.Module, step: int) -> None:
         """Takes in the weights after step `step`, from 0."""
         keep = (1 - 1 / (step + 1)) ** (self.gamma + 1)
-        trained = [whole(p.detach()) for p in module.parameters() if p.requires_grad]
-        torch._foreach_lerp_(list(self.weights.values()), trained, 1 - keep)
+        trained = [p.detach() for p in module.parameters() if p.requires_grad]
+        blend(list(self.weights.values()), trained, 1 - keep)
 
 
 def keep_snapshot(average: PowerAverage, step: int, folder: Path) -> None:

@@ -24,9 +24,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 def class_pictures(config: FineTuneConfig, model_hash: str, draw: Drawn, folder: Path) -> Path:
     """The folder of the class's pictures with captions, as many as are asked for. What is missing is drawn, never
     over a picture that is there. Raises ValueError for pictures that another model or other prompts have drawn."""
-    prior = config.prior
-    made = {"prompts": list(prior.prompts), "model": model_hash, "seed": config.seed}
-    place = Path(prior.path).expanduser() if prior.path else folder / f"prior-{key_of(made)[:8]}"
+    prior, made, place = config.prior, _made(config, model_hash), prior_place(config, model_hash, folder)
     state = PartialState()
     if state.is_main_process:
         place.mkdir(parents=True, exist_ok=True)
@@ -44,6 +42,18 @@ def class_pictures(config: FineTuneConfig, model_hash: str, draw: Drawn, folder:
         _draw(config, draw, place, missing[first : first + _AT_ONCE])
     state.wait_for_everyone()
     return place
+
+
+def prior_place(config: FineTuneConfig, model_hash: str, folder: Path) -> Path:
+    """Where the class's pictures of a run in a folder are."""
+    if config.prior.path:
+        return Path(config.prior.path).expanduser()
+    return folder / f"prior-{key_of(_made(config, model_hash))[:8]}"
+
+
+def _made(config: FineTuneConfig, model_hash: str) -> dict[str, object]:
+    """What its pictures depend on."""
+    return {"prompts": list(config.prior.prompts), "model": model_hash, "seed": config.seed}
 
 
 def _draw(config: FineTuneConfig, draw: Drawn, place: Path, numbers: Sequence[int]) -> None:

@@ -20,7 +20,7 @@ from ldm.checkpoint.files import listed
 from ldm.training import checkpoint as checkpoints
 from ldm.training.active import Active
 from ldm.training.checkpoint import Checkpoint
-from ldm.training.examples import batches
+from ldm.training.examples import Positions, batches
 from ldm.training.fingerprint import require
 from ldm.training.optimizers import factor
 from ldm.training.posthoc import keep_snapshot
@@ -57,7 +57,8 @@ class Trainer:
                 raise ValueError(f'trackers = ["{name}"] needs it: pip install {name}, or leave it out')
         options: dict[str, Any] = {"log_with": list(loop.trackers), "project_dir": self.folder} if loop.trackers else {}
         self.accelerator = Accelerator(mixed_precision=loop.precision, cpu=cpu, **options)
-        require_known(self.accelerator)
+        require_known(self.accelerator, loop.optimizer.kind)
+        Positions(loop, 0, 0, self.accelerator.num_processes)  # raises for a batch that cannot be cut evenly
         if is_zero(self.accelerator):
             configure(self.accelerator, loop, len(stage.players))
         self.players = [Active(player, stage, self.accelerator) for player in stage.players]
@@ -104,7 +105,7 @@ class Trainer:
             begun += time.perf_counter() - left  # what others do meanwhile is not the loop's
 
     def save(self) -> None:
-        """A checkpoint of this step, if there is none yet."""
+        """A checkpoint of this step, if there is none yet. All processes have to ask."""
         if self._kept == self.step:
             return
         self._kept = self.step

@@ -12,12 +12,11 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from configs.finetuning import FineTuneConfig
 from ldm.training.drawing import Draw, Validation
 from ldm.training.encoded import encode_pictures, encode_texts
 from ldm.training.finetuning import FineTuning
 from ldm.training.forecast import STEPS, WARM, Timing, autocast, seconds, settled
-from ldm.training.prior import ENDINGS
+from ldm.training.prior import ENDINGS, prior_place
 from ldm.training.probe import MOST, Probe
 from ldm.training.ready import Ready
 from ldm.training.tuned import Tuned
@@ -48,7 +47,7 @@ def durations(run: Ready, stage: FineTuning, draw: Draw, output: Path, device: t
     """Of a run on a device. stage: as `rehearsed` gives it. output: of the run, for what is there of the prior already.
     The networks are on the CPU afterwards, as before."""
     config, loop = run.config, run.config.loop
-    step, missing = seconds(stage, cpu=device.type == "cpu"), _missing(config, output)
+    step, missing = seconds(stage, cpu=device.type == "cpu"), _missing(run, output)
     parts = {**run.model.networks(), "module": run.stage.module}
     try:
         for part in parts.values():
@@ -114,10 +113,9 @@ def _encoded(run: Ready) -> int:
     return own * (2 if run.config.data.flip else 1) + prior
 
 
-def _missing(config: FineTuneConfig, output: Path) -> int:
+def _missing(run: Ready, output: Path) -> int:
     """Pictures of the prior that are still to be drawn."""
-    prior = config.prior
-    place = Path(prior.path).expanduser() if prior.path else output / "prior"
+    prior, place = run.config.prior, prior_place(run.config, run.model_hash, output)
     there = sum(path.suffix.lower() in ENDINGS for path in place.iterdir()) if place.is_dir() else 0
     return max(prior.count - there, 0) if prior.prompts else 0
 

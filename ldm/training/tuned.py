@@ -46,6 +46,13 @@ class Tuned(nn.Module):
         self.zero_empty = bool(model.model_index.get("force_zeros_for_empty_prompt", True))
 
     @property
+    def _no_split_modules(self) -> list[str]:
+        """What FSDP puts together at once when it is to wrap transformer layers, by accelerate's name for that."""
+        return sorted(
+            {type(part).__name__ for part in self.modules() if isinstance(part, ResNet | Transformer | Layer)}
+        )
+
+    @property
     def reads(self) -> bool:
         """Whether texts have to be read anew, because what reads them is trained."""
         return any(parameter.requires_grad for parameter in self.text_encoder.parameters())

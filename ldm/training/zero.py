@@ -7,7 +7,6 @@ optimizer side by side, so that a run goes on with as many processes as it began
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ def configure(accelerator: Accelerator, loop: LoopConfig, players: int) -> None:
         (plugin.zero_stage not in (1, 2), f"zero_stage {plugin.zero_stage}: set 1 or 2, or take FSDP for more"),
         (offload != "none", "offload_optimizer_device: set none"),
         (loop.precision == "fp16", 'precision = "fp16": set "bf16"'),
-        (loop.optimizer.kind == "muon", 'optimizer.kind = "muon", which needs whole matrices: set "adamw"'),
+        (loop.optimizer.kind != "adamw", f'optimizer.kind = "{loop.optimizer.kind}": set "adamw"'),
         (players > 1, "two networks that are trained in turns: run this stage without it"),
     ):
         if wrong:
@@ -47,31 +46,29 @@ def configure(accelerator: Accelerator, loop: LoopConfig, players: int) -> None:
         "train_batch_size": part * accelerator.num_processes,  # parts are counted and weighed by the trainer
         "gradient_accumulation_steps": 1,
         "gradient_clipping": loop.optimizer.clip,
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": False},  # of the weights; `arithmetic` is the trainer's
+        "bf16": {"enabled": False},  # nor fp16: it would cast the weights
+        "fp16": {"enabled": False},
     }
 
 
-def arithmetic(accelerator: Accelerator, loop: LoopConfig) -> AbstractContextManager[Any]:
-    """The precision a step computes in, where accelerate has not wrapped the module for it."""
-    if is_zero(accelerator) and loop.precision == "bf16":
-        return torch.autocast(accelerator.device.type, torch.bfloat16)
-    return nullcontext()
-
-
-def gathered_state(optimizer: Any, *, keep: bool) -> dict[int, Any]:
+def gathered_state(optimizer: Any, *, keep: bool) -> dict[str, Any]:
     """What the processes' optimizers remember, by group of parameters: tensors (processes, n) on the CPU, of which only
     those who keep them get content. All processes have to ask."""
     state = _base(optimizer).state_dict()["state"]
-    return {i: {name: _gathered(value, keep) for name, value in each.items()} for i, each in state.items()}
+    rows = {i: {name: _gathered(value, keep) for name, value in each.items()} for i, each in state.items()}
+    return {"state": rows, "processes": dist.get_world_size()}
 
 
-def restore_state(optimizer: Any, state: dict[int, Any]) -> None:
+def require_same(state: dict[str, Any], processes: int) -> None:
+    """Raises ValueError where an optimizer was shared out among another number of processes; 0 for none."""
+    if (before := state.get("processes", 0)) != processes:
+        told = [f"DeepSpeed on {n} processes" if n else "no DeepSpeed" for n in (before, processes)]
+        raise ValueError(f"it was begun with {told[0]}, and this is {told[1]}: start it as it was begun")
+
+
+def restore_state(optimizer: Any, saved: dict[str, Any]) -> None:
     """Gives this process its rows of what `gathered_state` has found, and the optimizer the weights as they are now."""
-    rank, base = dist.get_rank(), _base(optimizer)
-    rows = {len(value) for each in state.values() for value in each.values()}
-    if rows - {dist.get_world_size()}:
-        raise ValueError(f"DeepSpeed had {max(rows)} processes and now has {dist.get_world_size()}")
+    rank, base, state = dist.get_rank(), _base(optimizer), saved["state"]
     own = {i: {name: value[rank].clone() for name, value in each.items()} for i, each in state.items()}
     base.load_state_dict({"state": own, "param_groups": base.state_dict()["param_groups"]})
     optimizer.optimizer.refresh_fp32_params()

@@ -54,7 +54,7 @@ def test_the_page_says_what_is_trained_on_what_and_how(tmp_path, tiny_sd_folder,
     assert f"40 of 4 pictures: {160 / len(run.pictures):.3g} epochs" in block(page, "steps")
     assert re.match(r"[\d.]+ MiB at most: parameters [\d.]+ MiB, .*activations", block(page, "memory"))
     assert re.fullmatch(r"[\d.]+ [MG]iB a checkpoint, of which 2 are kept", block(page, "disk"))
-    waiting = r"waiting for pictures(?:: set loop.workers = 2, or more)?"
+    waiting = r"waiting for pictures(?:: raise loop.workers)?"
     assert re.match(rf"[\d.e-]+ s a step, \d+% of it {waiting} about \d+ (?:s|min) in all", block(page, "time"))
     assert len(page.splitlines()) < 40
     assert max(map(len, page.splitlines())) < 120

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -36,14 +38,18 @@ def test_a_run_killed_twenty_times_is_the_uninterrupted_one(tmp_path: Path, tiny
     drawn, reached, kills = random.Random(5), 0, 0
     whole = _begun([*command, "whole"])
     while kills < TIMES:
+        before = _drafts(folder)
         process = _begun([*command, "cut"])
-        _wait_for_progress(folder, reached, process)
+        while process.poll() is None and not _drafts(folder) - before:  # until it writes
+            time.sleep(0.001)
         time.sleep(drawn.uniform(0, 0.05))
         ended = process.poll() is not None
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
-        found = newest(folder)  # warns, and so fails, for a broken one
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of a broken one
+            found = newest(folder)
         step = 0 if found is None else found.step  # none before the first is whole
         assert step >= reached
         reached = step
@@ -73,10 +79,10 @@ def _begun(command: list[str]) -> "subprocess.Popen[str]":
     return process
 
 
-def _wait_for_progress(folder: Path, reached: int, process: "subprocess.Popen[str]") -> None:
-    """Until a step further than the last is kept, or being written."""
-    while process.poll() is None:
-        steps = [int(path.name.rpartition("-")[2].removesuffix(".part")) for path in folder.glob("*step-*")]
-        if max(steps, default=0) > reached:
-            return
-        time.sleep(0.005)
+def _drafts(folder: Path) -> set[tuple[Path, int]]:
+    """Checkpoints that are there or being written, and since when."""
+    found = set()
+    for path in folder.glob("*step-*"):
+        with suppress(OSError):  # it has its final name by now
+            found.add((path, path.stat().st_mtime_ns))
+    return found
