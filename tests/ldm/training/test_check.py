@@ -15,6 +15,7 @@ from ldm.training import trial
 from ldm.training.check import SHEET, _disk, check
 from ldm.training.checkpoint import newest
 from ldm.training.forecast import Forecast, Timing
+from ldm.training.prior import prior_place
 from ldm.training.ready import Ready, ready
 from ldm.training.trial import durations, largest, rehearsed
 from ldm.training.verify import tensors_of
@@ -151,7 +152,7 @@ def test_durations_add_up(tmp_path, tiny_sd_folder, monkeypatch):
         "loop": {"steps": 10, "sample_every": 4},
     }
     run = dry(config_of(tiny_sd_folder, folder, **tables), tmp_path)
-    pictures(tmp_path / "prior", 2)
+    pictures(prior_place(run.config, run.model_hash, tmp_path), 2)
     monkeypatch.setattr(trial, "seconds", lambda stage, *, cpu: Timing(2.0, 0.25))
     monkeypatch.setattr(trial, "_drawn", lambda run, draw, steps, device: 1.0 + 0.5 * steps)
     monkeypatch.setattr(trial, "_encoding", lambda stage, device: 0.1)
