@@ -38,7 +38,7 @@ from pipelines.drawing import draw
 from pipelines.text_to_image import TextToImagePipeline
 
 NEW, KNOWN, KEPT = "octopus", "panda", ("a cat", "a robot")
-KNOWN_COUNT, KNOWN_WEIGHT = 2400, 2.0  # pictures of the prior, and how much more they count
+KNOWN_COUNT = 2400  # pictures of the prior
 SIZE = 128
 SHOWN = 8  # pictures of a grid's row
 Drawn = Callable[[list[str], list[int]], torch.Tensor]
@@ -94,18 +94,14 @@ def subject(kind: str, output: Path) -> dict[str, Any]:
     """Eight pictures of the new glyph."""
     source = scenes_with(NEW, ("single",), 1)
     folder = write_pictures([next(source) for _ in range(8)], output / "pictures", {})
+    known = known_pictures(output / "known")
     run: dict[str, Any] = {
         "name": kind,
         "mode": "lora",
         "data": {"path": str(folder), "trigger": NEW, "caption_dropout": 0.1},
         "lora": {"rank": 16, "targets": ["attention", "feedforward", "convolutions"]},
         "trains": {"text": True, "text_rate": 0.5},
-        "prior": {
-            "prompts": ["a cat"],
-            "path": str(known_pictures(output / "known")),
-            "count": KNOWN_COUNT,
-            "weight": KNOWN_WEIGHT,
-        },
+        "prior": {"prompts": ["a cat"], "path": str(known), "count": KNOWN_COUNT, "weight": 2.0},
         "loop": loop(steps=700, batch=24, rate=1e-3),
         "validation": {"prompts": [*(f"an {NEW}{rest}" for rest in ("", " on the beach", " left of a key")), *KEPT]},
     }
