@@ -184,8 +184,8 @@ def _prior(config: FineTuneConfig, model_hash: str, draw: Draw, output: Path, si
 
     place = class_pictures(config, model_hash, lambda wanted: draw(untouched(), wanted), output)
     source = SourceConfig(str(place), caption=config.prior.prompts[0])
-    alone = replace(config.data, path="", hints="", sources=(source,), trigger="", held_out=0.0, shuffle_tags=False)
-    data = replace(alone, smallest=1, enlarge=True)
+    data = replace(config.data, path="", hints="", sources=(source,), trigger="", held_out=0.0, shuffle_tags=False)
+    data = replace(data, smallest=1, enlarge=True)
     items, report = scan(data)
     for line in report.lines() if len(items) < config.prior.count else ():
         _log.warning("of the prior's pictures, %s", line)

@@ -1,10 +1,13 @@
 """The forecast against what a step then takes, and two real steps that leave no trace."""
 
 import gc
+import json
+import shutil
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -17,6 +20,7 @@ from ldm.training.finetuning import FineTuning
 from ldm.training.forecast import STEPS, WARM, memory, seconds
 from ldm.training.ready import ready
 from ldm.training.stage import Batch
+from ldm.training.tracker import Tracker
 from ldm.training.trainer import Trainer
 from tests.ldm.checkpoint.conftest import sdxl
 from tests.ldm.training.tuning import config_of, no_draw, pictures
@@ -60,6 +64,8 @@ def test_the_forecast_is_what_torch_then_allocates(tmp_path, tiny_sd_folder, cas
     (mode, tables), model = CASES[case], tiny_sd_folder
     if "sdxl" in case:
         sdxl(tmp_path / "parts").save_pretrained(model := tmp_path / "model")
+    if mode == "autoencoder":
+        model = with_wider_vae(model, tmp_path / "model")
     stage = stage_of(tmp_path, model, mode, **tables)
     parts = list(islice(batches(stage, 0, 0, 1), stage.loop.accumulation))
     foreseen = memory(stage.module, parts[0], stage.loop)
@@ -67,8 +73,16 @@ def test_the_forecast_is_what_torch_then_allocates(tmp_path, tiny_sd_folder, cas
     active, held = step_of(stage, parts, tmp_path)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         active.advance(parts, 1, stage.loop.steps)
-    unseen = 0.06 if case == "autoencoder" else 0.02  # kernels lay whole pictures out anew
-    assert foreseen.peak == pytest.approx(sum(held.values()) + most_allocated(profiler), rel=unseen)
+    assert foreseen.peak == pytest.approx(sum(held.values()) + most_allocated(profiler), rel=0.02)
+
+
+def with_wider_vae(model: Path, copy: Path) -> Path:
+    """A CPU's kernels take channels in blocks of 16: real autoencoders have whole blocks, that of the tests has not."""
+    shutil.copytree(model, copy)
+    config = json.loads((model / "vae" / "config.json").read_text())
+    config["block_out_channels"] = [2 * channels for channels in config["block_out_channels"]]
+    diffusers.AutoencoderKL.from_config(config).save_pretrained(copy / "vae")
+    return copy
 
 
 def most_allocated(profiler: profile) -> int:
@@ -82,8 +96,9 @@ def most_allocated(profiler: profile) -> int:
     return most
 
 
-def test_its_kinds_are_those_of_torchs_own_tracker(tmp_path, tiny_sd_folder):
+def test_its_kinds_are_those_of_torchs_own_tracker(tmp_path, tiny_sd_folder, monkeypatch):
     whole = {"decoder_only": False}  # that tracker knows no frozen weights
+    monkeypatch.setattr(Tracker, "_pass", lambda self, size: None)  # nor what kernels take
     stage = stage_of(tmp_path, tiny_sd_folder, "autoencoder", trains=whole, loop={"ema": 0.0})
     part = next(batches(stage, 0, 0, 1))
     foreseen = memory(stage.module, part, stage.loop)
