@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,6 +96,34 @@ def test_two_shares_are_one_process(tmp_path, tiny_sd_folder, kind):
         assert_alike(one, other)
     drawn = sorted((tmp_path / "pair" / "lora").glob("prior-*/*.png"))
     assert [path.name for path in drawn] == [f"class-{number:05d}.png" for number in range(20)]  # each by one of both
+
+
+def _half_of_two(rank: int, kind: type[Accelerator], config: FineTuneConfig, folder: Path, refused: str) -> None:
+    """Goes on with a run of one process, where it can; and leaves the half of another."""
+    with two_shares(rank, kind):
+        with pytest.raises(ValueError, match=refused) if refused else nullcontext():
+            train(config, folder / "one")
+        train(config, folder / "two", until=4)
+
+
+@pytest.mark.parametrize("kind", [Sharding, Stepping])
+def test_a_run_goes_on_shared_out_or_not(tmp_path, tiny_sd_folder, kind):
+    refused = "" if kind is Sharding else "was begun with no DeepSpeed, and this is DeepSpeed on 2 processes"
+    if refused:
+        pytest.importorskip("deepspeed")
+    config = config_of(tiny_sd_folder, pictures(tmp_path / "pictures"), "lora")
+    alone = train(config, tmp_path / "alone")
+    train(config, tmp_path / "one", until=4)
+    mp.spawn(_half_of_two, args=(kind, config, tmp_path, refused), nprocs=2)
+    if refused:
+        with pytest.raises(ValueError, match="was begun with DeepSpeed on 2 processes, and this is no DeepSpeed"):
+            train(config, tmp_path / "two")
+        return
+    found = newest(tmp_path / "one" / "checkpoints")
+    assert found is not None
+    assert found.step == 6
+    assert_alike(alone, tensors_of(found))
+    assert_alike(alone, train(config, tmp_path / "two"))
 
 
 def test_what_cannot_be_shared_out_is_refused():
